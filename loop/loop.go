@@ -1,0 +1,155 @@
+package loop
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+// ErrNotSupported is wrapped by the error of an engine's Open when the kernel
+// lacks or refuses what the engine needs: an automatic choice moves on to the
+// next engine. The error's text names the step, the errno and the likely cause.
+var ErrNotSupported = errors.New("not supported here")
+
+// Code says what an Op asks for.
+type Code uint8
+
+const (
+	// Accept takes one connection from the listener FD. On success N is the
+	// new descriptor (non-blocking, close-on-exec, attached) and Addr the
+	// peer's address (the zero AddrPort for unix sockets).
+	Accept Code = iota + 1
+	// Connect creates a socket and connects it to Peer. Submit sets FD
+	// (attached; TCP_NODELAY is set) or leaves it -1 when no socket could be
+	// made, which is delivered as the Op's error. The submitter owns FD from
+	// Submit on and closes it also after an error.
+	Connect
+	// Recv receives once into a buffer of class Size, of which no more than
+	// is there is waited for.
+	Recv
+	// RecvMulti receives into ClassHead buffers until the engine ends the
+	// series (More false): at the latest after MultiBytes and one burst of
+	// the socket, so that no peer can take the pool. Engines may end it after
+	// every result.
+	RecvMulti
+	// Send sends the bytes of Vecs in order.
+	Send
+)
+
+// MultiBytes is the number of received bytes after which a RecvMulti ends.
+const MultiBytes = 64 << 10
+
+// VecsMax bounds the Vecs of one Send.
+const VecsMax = 16
+
+// Token names a submitter's object by its index in the submitter's table and
+// by its age there, so that a result that outlives its object is recognised.
+type Token struct{ Index, Age uint32 }
+
+// Op is one operation. It belongs to its submitter before Submit and after the
+// final delivery, and to the engine in between. Ops are embedded in the
+// objects they serve and used again; nothing is allocated per operation.
+type Op struct {
+	// Set by the submitter.
+
+	Code Code
+	Tag  uint8 // the submitter's: which of the object's Ops this is
+	Size Class // Recv: class of the buffer to receive into
+	FD   int32 // the descriptor; set by Submit for Connect
+	User Token // the submitter's: the object this Op serves
+	Peer *Addr // Connect: where to; must not change while in flight
+	Vecs [][]byte
+
+	// Set by the engine before delivery.
+
+	N    int            // bytes moved, or the accepted descriptor
+	Err  syscall.Errno  // 0, or why not; ECANCELED after Cancel
+	More bool           // RecvMulti: the series goes on
+	Buf  *Buffer        // receives with N > 0: the data is Buf.Bytes()[:N]; one count is handed over
+	Addr netip.AddrPort // Accept: the peer
+
+	// Engine is the engine's own: zero when the Op is not in flight. The
+	// submitter may read it as "in flight" by InFlight and never writes it.
+	Engine uint32
+}
+
+// InFlight reports whether the Op was submitted and its final result is not
+// delivered yet.
+func (op *Op) InFlight() bool { return op.Engine != 0 }
+
+// An Engine drives descriptors for one goroutine, which stays locked to the
+// thread that opened it. Only Wake may be called from elsewhere.
+type Engine interface {
+	// Name is "uring" or "epoll".
+	Name() string
+	// Detail describes the engine for the log and cupctl, for example
+	// "tier A, single issuer, deferred task run".
+	Detail() string
+
+	// Attach makes a descriptor that the engine did not create known to it:
+	// a listener, or a connected stream socket. It must be non-blocking.
+	Attach(fd int32) error
+	// Submit hands op to the kernel with the next Poll at the latest. It
+	// never blocks and never delivers.
+	Submit(op *Op)
+	// Cancel asks for an early end of an Op in flight, which is then
+	// delivered as usual: with ECANCELED, or with its result if that came
+	// first. It does nothing if op is not in flight.
+	Cancel(op *Op)
+	// Shutdown is shutdown(2) with how one of unix.SHUT_RD, SHUT_WR or
+	// SHUT_RDWR. Receives in flight end with N = 0 after SHUT_RDWR, sends
+	// with EPIPE.
+	Shutdown(fd int32, how int) syscall.Errno
+	// CloseFD closes an attached descriptor that has no Op in flight.
+	CloseFD(fd int32)
+	// Unsent is the number of bytes that the peer's kernel has not
+	// acknowledged yet (SIOCOUTQ, tcp(7)): that it shrinks is progress of a
+	// stalled Send. -1 if the kernel does not tell.
+	Unsent(fd int32) int
+
+	// Poll waits at most wait (no limit if negative, not at all if 0 or if
+	// results are known) for results, or until Wake, and delivers what there
+	// is. It is never called from deliver. An error is final: the engine is
+	// of no use any more.
+	Poll(wait time.Duration, deliver func(*Op)) error
+	// Now is the CLOCK_MONOTONIC time in nanoseconds read after the wait of
+	// the last Poll, or at Open.
+	Now() int64
+	// Wake makes the current or next Poll return soon. Any goroutine may
+	// call it, also after Close.
+	Wake()
+
+	// Stats are the engine's own counters.
+	Stats() Stats
+	// Close frees the engine. Ops still in flight are dropped, never
+	// delivered; descriptors are not closed.
+	Close() error
+}
+
+// Stats counts what an engine did since Open.
+type Stats struct {
+	Waits      uint64 // system calls that may have slept
+	Calls      uint64 // other system calls
+	Results    uint64 // results delivered
+	NoBuffers  uint64 // times a receive had to wait for the pool
+	Stale      uint64 // results dropped because their descriptor had been closed
+	Overflows  uint64 // io_uring: completion queue overflows
+	InFlight   int    // Ops submitted and not finally delivered
+	Attached   int    // descriptors known to the engine
+	BuffersOut int    // buffers the engine holds for the kernel to fill
+}
+
+// Addr is a socket address to connect to.
+type Addr struct {
+	AddrPort netip.AddrPort // a TCP address, if Path is empty
+	Path     string         // a unix socket; abstract if it begins with '@'
+}
+
+// String formats the address as it is written in the configuration.
+func (a *Addr) String() string {
+	if a.Path != "" {
+		return "unix:" + a.Path
+	}
+	return a.AddrPort.String()
+}

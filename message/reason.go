@@ -1,0 +1,73 @@
+package message
+
+// Reason is the word that says why Cloud Cup answered by itself or cut
+// something. This table is the only one: bodies, log, metrics and the
+// documentation use its words.
+type Reason uint8
+
+const (
+	ReasonNone Reason = iota
+	ReasonBadRequest
+	ReasonHeadTooLarge
+	ReasonTargetTooLong
+	ReasonBodyTooLarge
+	ReasonVersion
+	ReasonMethod
+	ReasonClientTimeout
+	ReasonClientGone
+	ReasonNoBackend
+	ReasonBackendUnresolved
+	ReasonBackendRefused
+	ReasonBackendReset
+	ReasonBackendMalformed
+	ReasonConnectTimeout
+	ReasonBackendTimeout
+	ReasonMemory
+	ReasonDraining
+	ReasonInternal
+	reasonCount
+)
+
+// ReasonInfo describes a Reason.
+type ReasonInfo struct {
+	Word   string
+	Status int    // of our response, 0 where there is none to send
+	Text   string // one sentence for the person who reads the response
+}
+
+var reasons = [reasonCount]ReasonInfo{
+	ReasonNone:              {"none", 0, ""},
+	ReasonBadRequest:        {"bad_request", 400, "The request does not follow HTTP/1.1."},
+	ReasonHeadTooLarge:      {"head_too_large", 431, "The request's header fields are larger than this server accepts."},
+	ReasonTargetTooLong:     {"target_too_long", 414, "The request's target is longer than this server accepts."},
+	ReasonBodyTooLarge:      {"body_too_large", 413, "The request's body is larger than this server accepts."},
+	ReasonVersion:           {"version_not_supported", 505, "This server speaks HTTP/1.1 and HTTP/1.0 only."},
+	ReasonMethod:            {"method_not_supported", 501, "This server does not open tunnels for CONNECT."},
+	ReasonClientTimeout:     {"client_timeout", 408, "The request did not arrive in time."},
+	ReasonClientGone:        {"client_gone", 0, "The client closed the connection before the exchange was complete."},
+	ReasonNoBackend:         {"no_backend", 503, "No backend of this route is available."},
+	ReasonBackendUnresolved: {"backend_unresolved", 503, "The names of this route's backends do not resolve."},
+	ReasonBackendRefused:    {"backend_refused", 502, "The backend could not be connected to."},
+	ReasonBackendReset:      {"backend_reset", 502, "The backend closed the connection before it answered."},
+	ReasonBackendMalformed:  {"backend_malformed", 502, "The backend's answer does not follow HTTP/1.1."},
+	ReasonConnectTimeout:    {"connect_timeout", 504, "The connection to the backend was not established in time."},
+	ReasonBackendTimeout:    {"backend_timeout", 504, "The backend did not answer in time."},
+	ReasonMemory:            {"memory", 503, "This server is short of memory for connections."},
+	ReasonDraining:          {"draining", 503, "This server is being stopped."},
+	ReasonInternal:          {"internal", 500, "This server made a mistake; its log tells more."},
+}
+
+// Info returns the reason's row of the table.
+func (r Reason) Info() *ReasonInfo { return &reasons[r] }
+
+// String is the reason's word.
+func (r Reason) String() string { return reasons[r].Word }
+
+// Reasons lists all reasons but ReasonNone, in the table's order.
+func Reasons() []Reason {
+	list := make([]Reason, 0, reasonCount-1)
+	for r := ReasonNone + 1; r < reasonCount; r++ {
+		list = append(list, r)
+	}
+	return list
+}
