@@ -1,0 +1,125 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/balance"
+	"github.com/cloud-cup/cloud-cup/http1"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/route"
+)
+
+// Snapshot is one generation of the configuration as the proxy uses it. The
+// exported part is filled by the caller, Prepare adds the rest, and Apply puts
+// it in force; it never changes afterwards.
+type Snapshot struct {
+	Generation uint64
+	Routes     []RouteSpec
+	Timeouts   Timeouts
+	Limits     Limits
+
+	table *route.Table[*routeState]
+	heads http1.Limits
+	all   []*routeState
+}
+
+// RouteSpec is one route. Timeouts and Limits are complete: where the route
+// says nothing, the caller has put the global values.
+type RouteSpec struct {
+	Pattern  string
+	Backends []BackendSpec
+	Timeouts Timeouts
+	Limits   Limits
+}
+
+// BackendSpec is one backend of a route.
+type BackendSpec struct {
+	Host       string      // as configured
+	Addrs      []loop.Addr // every address of the name; empty while it does not resolve
+	Weight     int         // at least 1; shared among the addresses
+	MaxFailure int         // consecutive failures that take it out; 0: never
+	Cooldown   time.Duration
+}
+
+// Timeouts are the time limits of connections and exchanges. All are positive.
+type Timeouts struct {
+	ClientHead  time.Duration // from a request head's first byte to its last
+	ClientBody  time.Duration // of a request body without progress
+	ClientIdle  time.Duration // between requests, and of a response that the client does not take
+	Connect     time.Duration // to a backend
+	Response    time.Duration // to the response's head, and between its bytes
+	BackendIdle time.Duration // of a pooled connection
+}
+
+// Limits bound what clients may send and what a worker holds.
+type Limits struct {
+	HeadBytes             int
+	Headers               int
+	TargetBytes           int
+	BodyBytes             int64 // of a request; negative: no limit
+	Connections           int   // client connections of this worker
+	RequestsPerConnection int   // 0: no limit
+	Memory                int   // bytes of buffers that the worker lends at most
+}
+
+// routeState is a route as exchanges use it.
+type routeState struct {
+	spec     *RouteSpec
+	balancer *balance.RoundRobin
+	backends []*backend // the balancer's members, set by Apply
+	members  []memberSpec
+}
+
+// memberSpec is one address of one backend of a route.
+type memberSpec struct {
+	key    backendKey
+	weight int
+}
+
+// backendKey is a backend's identity: as long as a configuration names it, its
+// connections and its health live on, across reloads.
+type backendKey struct {
+	host       string
+	addr       string
+	maxFailure int
+	cooldown   time.Duration
+}
+
+// weightScale is what the weight of a backend with one address counts, so that
+// it can be shared among several.
+const weightScale = 2520 // divisible by 1 to 10
+
+// Prepare builds what serving s needs, off the loop: it may take long for
+// large configurations. An error names what no worker could serve.
+func Prepare(s *Snapshot) error {
+	s.heads = http1.Limits{
+		HeadBytes:   s.Limits.HeadBytes,
+		Fields:      s.Limits.Headers,
+		TargetBytes: s.Limits.TargetBytes,
+	}
+	entries := make([]route.Entry[*routeState], 0, len(s.Routes))
+	s.all = make([]*routeState, 0, len(s.Routes))
+	for i := range s.Routes {
+		spec := &s.Routes[i]
+		r := &routeState{spec: spec}
+		for j := range spec.Backends {
+			b := &spec.Backends[j]
+			for _, a := range b.Addrs {
+				weight := max(1, b.Weight*weightScale/len(b.Addrs))
+				r.members = append(r.members, memberSpec{
+					key:    backendKey{b.Host, a.String(), b.MaxFailure, b.Cooldown},
+					weight: weight,
+				})
+			}
+		}
+		s.all = append(s.all, r)
+		entries = append(entries, route.Entry[*routeState]{Pattern: spec.Pattern, Value: r})
+	}
+	table, err := route.Build(entries)
+	if err != nil {
+		return fmt.Errorf("routes: %w", err)
+	}
+	s.table = table
+	return nil
+}
