@@ -79,9 +79,9 @@ func (b *Buffer) Release() {
 type Pool struct {
 	// Poison makes the pool overwrite returned buffers with 0xDB: for tests.
 	Poison bool
-	// Returned, if set, is called when a buffer of the class came back and
-	// somebody had been refused one: an engine then serves its starved
-	// receives.
+	// Returned, if set, is called when memory came back, of whatever class,
+	// and somebody had been refused a buffer of the class: an engine then
+	// serves its starved receives.
 	Returned func(Class)
 
 	limit   int // bytes
@@ -103,7 +103,10 @@ func NewPool(limit int) *Pool { return &Pool{limit: limit} }
 func (p *Pool) Limit() int { return p.limit }
 
 // SetLimit changes the limit; what is lent already stays lent.
-func (p *Pool) SetLimit(bytes int) { p.limit = bytes }
+func (p *Pool) SetLimit(bytes int) {
+	p.limit = bytes
+	p.serveRefused()
+}
 
 // Lent is the number of bytes lent now, those the kernel is to fill included.
 func (p *Pool) Lent() int { return p.lent }
@@ -143,9 +146,20 @@ func (p *Pool) put(b *Buffer) {
 	k := &p.classes[b.class]
 	k.free = append(k.free, b)
 	p.lent -= len(b.mem)
-	if k.refused && p.Returned != nil {
-		k.refused = false
-		p.Returned(b.class)
+	p.serveRefused()
+}
+
+// serveRefused tells Returned of every class that was refused a buffer: the
+// limit is common to all classes, so each may have room now.
+func (p *Pool) serveRefused() {
+	if p.Returned == nil {
+		return
+	}
+	for c := range p.classes {
+		if k := &p.classes[c]; k.refused {
+			k.refused = false
+			p.Returned(Class(c))
+		}
 	}
 }
 
