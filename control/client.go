@@ -1,0 +1,166 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Errors of a Client that its caller acts on.
+var (
+	// ErrNotRunning: nobody listens on the socket.
+	ErrNotRunning = errors.New("cloud-cup is not running")
+	// ErrDenied: this user may not use the socket.
+	ErrDenied = errors.New("permission denied")
+	// ErrConfig: the configuration is invalid.
+	ErrConfig = errors.New("invalid configuration")
+)
+
+// StatusInvalid is the HTTP status for an invalid configuration.
+const StatusInvalid = http.StatusUnprocessableEntity
+
+// clientTimeout bounds a request. The master's own deadlines are shorter.
+const clientTimeout = time.Minute
+
+// DefaultSocket is where master and cupctl meet if nothing else is said.
+func DefaultSocket() string {
+	if os.Geteuid() == 0 {
+		return "/run/cloud-cup/admin.sock"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "cloud-cup", "admin.sock")
+	}
+	return filepath.Join(os.TempDir(), "cloud-cup-"+strconv.Itoa(os.Geteuid()), "admin.sock")
+}
+
+// Client asks a master over its admin socket.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client for the socket at path; "unix:" in front of it
+// is dropped, and an empty path is DefaultSocket.
+func NewClient(path string) *Client {
+	path = strings.TrimPrefix(path, "unix:")
+	if path == "" {
+		path = DefaultSocket()
+	}
+	return &Client{socket: path, http: http.Client{
+		Timeout: clientTimeout,
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", path)
+			},
+			DisableKeepAlives: true,
+		},
+	}}
+}
+
+// Status asks how the master and its workers are.
+func (c *Client) Status() (*Status, error) {
+	s := new(Status)
+	return s, c.do(http.MethodGet, "/v1/status", nil, s)
+}
+
+// Version asks for the master's version.
+func (c *Client) Version() (*VersionInfo, error) {
+	v := new(VersionInfo)
+	return v, c.do(http.MethodGet, "/v1/version", nil, v)
+}
+
+// Config returns the text of the configuration in force.
+func (c *Client) Config() ([]byte, error) {
+	var text []byte
+	return text, c.do(http.MethodGet, "/v1/config", nil, &text)
+}
+
+// Reload makes the master read its file again. When it returns without error,
+// every worker serves by what the file says.
+func (c *Client) Reload() (*Applied, error) {
+	a := new(Applied)
+	return a, c.do(http.MethodPost, "/v1/reload", nil, a)
+}
+
+// Apply puts the configuration text in force, or only has it validated. name
+// stands for it in messages.
+func (c *Client) Apply(name string, text []byte, dryRun bool) (*Applied, error) {
+	query := url.Values{"name": {name}}
+	if dryRun {
+		query.Set("dry_run", "1")
+	}
+	a := new(Applied)
+	return a, c.do(http.MethodPost, "/v1/config?"+query.Encode(), text, a)
+}
+
+// do sends a request and decodes a success into out.
+func (c *Client) do(method, path string, body []byte, out any) error {
+	req, err := http.NewRequest(method, "http://cloud-cup"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.dialError(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.socket, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return c.failure(resp.StatusCode, text)
+	}
+	if raw, ok := out.(*[]byte); ok {
+		*raw = text
+		return nil
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("%s: answer of the master: %w", c.socket, err)
+	}
+	return nil
+}
+
+// dialError names what callers decide on.
+func (c *Client) dialError(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%s: %w", c.socket, ErrNotRunning)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%s: %w", c.socket, ErrDenied)
+	}
+	return fmt.Errorf("%s: %w", c.socket, err)
+}
+
+// failure is the error that an answer's status and body tell.
+func (c *Client) failure(status int, body []byte) error {
+	var f Failure
+	if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
+		f.Error = fmt.Sprintf("%s: the master answered %d", c.socket, status)
+	}
+	switch status {
+	case http.StatusForbidden:
+		return fmt.Errorf("%s: %w", f.Error, ErrDenied)
+	case StatusInvalid:
+		return &invalidError{f.Error}
+	}
+	return errors.New(f.Error)
+}
+
+// invalidError is ErrConfig with the text that explains it alone.
+type invalidError struct{ text string }
+
+func (e *invalidError) Error() string        { return e.text }
+func (e *invalidError) Is(target error) bool { return target == ErrConfig }
