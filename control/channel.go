@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"syscall"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/internal/sys"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,9 +19,6 @@ const ProtocolVersion = 1
 // MessageBytesMax bounds a message; whatever may be larger travels as a memory
 // file beside it.
 const MessageBytesMax = 64 << 10
-
-// sendTimeout bounds a send to a peer that does not read.
-const sendTimeout = 100 * time.Millisecond
 
 // WorkerEnvironment is the variable that makes a program a worker: its value
 // is the slot's number.
@@ -107,50 +103,42 @@ type Payload struct {
 	Addresses map[string][]string `json:"addresses"`
 }
 
-// Channel is one end of the connection between master and worker. Send and
-// Receive may be called from different goroutines, each from one at a time.
+// Channel is one end of the connection between master and worker. Receive
+// belongs to one goroutine; Send may be called from any.
 type Channel struct {
-	conn *net.UnixConn
-	in   [MessageBytesMax + 1]byte
-	oob  []byte
+	conn *sys.PacketConn
+	in   [MessageBytesMax]byte
 }
 
-// Pair returns the master's end of a new connection, and the descriptor of the
-// worker's, which is to be inherited and then closed.
-func Pair() (*Channel, int, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+// Pair returns the master's end of a new connection, and the worker's as a file
+// that is to be inherited and then closed.
+func Pair() (*Channel, *os.File, error) {
+	conn, other, err := sys.PacketPair()
 	if err != nil {
-		return nil, -1, os.NewSyscallError("socketpair", err)
+		return nil, nil, fmt.Errorf("control channel: %w", err)
 	}
-	c, err := Inherited(pair[0])
-	if err != nil {
-		unix.Close(pair[1])
-		return nil, -1, err
-	}
-	return c, pair[1], nil
+	return &Channel{conn: conn}, other, nil
 }
 
 // Inherited returns the Channel whose descriptor is fd, which it takes over.
+// Another kind of descriptor is an error and stays open.
 func Inherited(fd int) (*Channel, error) {
-	file := os.NewFile(uintptr(fd), "control channel")
-	if file == nil {
-		return nil, fmt.Errorf("control channel: descriptor %d is not open", fd)
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, fmt.Errorf("control channel: descriptor %d: %w", fd, err)
 	}
-	defer file.Close() // FileConn has its own copy
-	conn, err := net.FileConn(file)
+	if kind != unix.SOCK_SEQPACKET {
+		return nil, fmt.Errorf("control channel: descriptor %d is another kind of socket", fd)
+	}
+	conn, err := sys.NewPacketConn(fd)
 	if err != nil {
 		return nil, fmt.Errorf("control channel: %w", err)
 	}
-	packets, ok := conn.(*net.UnixConn)
-	if !ok || packets.LocalAddr().Network() != "unixpacket" {
-		conn.Close()
-		return nil, fmt.Errorf("control channel: descriptor %d is another kind of socket", fd)
-	}
-	return &Channel{conn: packets, oob: make([]byte, unix.CmsgSpace(4))}, nil
+	return &Channel{conn: conn}, nil
 }
 
-// Send sends m, and a copy of the descriptor fd unless it is negative. It does
-// not wait for a peer that does not read: that is an error after a moment.
+// Send sends m, and a copy of the descriptor fd unless it is negative. It
+// never waits: that the peer does not read is an error (EAGAIN).
 func (c *Channel) Send(m Message, fd int) error {
 	m.Version = ProtocolVersion
 	text, err := json.Marshal(&m)
@@ -160,15 +148,12 @@ func (c *Channel) Send(m Message, fd int) error {
 	if len(text) > MessageBytesMax {
 		return fmt.Errorf("control message %s: %d bytes are more than %d", m.Type, len(text), MessageBytesMax)
 	}
-	var rights []byte
+	var fds []int
 	if fd >= 0 {
-		rights = unix.UnixRights(fd)
+		fds = []int{fd}
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return fmt.Errorf("send %s: %w", m.Type, err)
-	}
-	if _, _, err := c.conn.WriteMsgUnix(text, rights, nil); err != nil {
-		return fmt.Errorf("send %s: %w", m.Type, err)
+	if err := c.conn.Send(text, fds...); err != nil {
+		return fmt.Errorf("control message %s: %w", m.Type, err)
 	}
 	return nil
 }
@@ -176,46 +161,31 @@ func (c *Channel) Send(m Message, fd int) error {
 // Receive waits for a message. fd is the descriptor that came with it, the
 // caller's to close, or -1. The error is io.EOF when the other side is gone.
 func (c *Channel) Receive() (m Message, fd int, err error) {
-	n, oobn, flags, _, err := c.conn.ReadMsgUnix(c.in[:], c.oob)
+	n, fds, err := c.conn.Recv(c.in[:])
 	if err != nil {
-		if errors.Is(err, syscall.ECONNRESET) { // the peer left messages unread
+		if errors.Is(err, unix.ECONNRESET) { // the peer left messages unread
 			err = io.EOF
 		}
 		return m, -1, err
 	}
-	if fd, err = receivedFD(c.oob[:oobn]); err != nil {
-		return m, -1, err
+	fd = -1
+	if len(fds) == 1 {
+		fd = fds[0]
 	}
-	if flags&unix.MSG_TRUNC != 0 {
-		err = fmt.Errorf("control message larger than %d bytes", MessageBytesMax)
-	} else if err = json.Unmarshal(c.in[:n], &m); err != nil {
+	switch err = json.Unmarshal(c.in[:n], &m); {
+	case len(fds) > 1:
+		err = fmt.Errorf("control message with %d descriptors", len(fds))
+	case err != nil:
 		err = fmt.Errorf("control message: %w", err)
-	} else if m.Version != ProtocolVersion {
+	case m.Version != ProtocolVersion:
 		err = fmt.Errorf("control message has version %d, want %d", m.Version, ProtocolVersion)
+	default:
+		return m, fd, nil
 	}
-	if err != nil && fd >= 0 {
-		unix.Close(fd)
-		fd = -1
+	for _, fd := range fds {
+		_ = unix.Close(fd) // nobody will use it
 	}
-	return m, fd, err
-}
-
-// receivedFD returns the descriptor in control data, or -1.
-func receivedFD(oob []byte) (int, error) {
-	if len(oob) == 0 {
-		return -1, nil
-	}
-	parts, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return -1, os.NewSyscallError("control data", err)
-	}
-	for i := range parts {
-		fds, err := unix.ParseUnixRights(&parts[i])
-		if err == nil && len(fds) == 1 { // there is room for no more
-			return fds[0], nil
-		}
-	}
-	return -1, nil
+	return m, -1, err
 }
 
 // Close ends the connection; the other side's Receive returns io.EOF.
