@@ -106,7 +106,12 @@ type Head struct {
 	Target     Span // as sent
 	// Path is the part of the target that routes match: origin-form without
 	// the query, also of an absolute-form target; "*" for asterisk-form.
+	// An absolute-form target without a path has the path "/" (one of its
+	// scheme's slashes, so Path need not lie behind Host).
 	Path Span
+	// Query is what follows the path in the target, "?" included; empty
+	// without a query. Text(Path) and Text(Query) are the origin-form.
+	Query Span
 	// Host is the authority that the request is for: the Host field's value,
 	// or the authority of an absolute-form target. Empty for HTTP/1.0
 	// requests without Host.
@@ -125,6 +130,10 @@ type Head struct {
 	Persistent bool
 	Framing    Framing
 	Length     int64 // of a FramingLength body
+	// HasLength is set when there is a Content-Length field; Length is its
+	// value, also where the framing is FramingNone: responses to HEAD and
+	// 304 state the length of a body that they do not have.
+	HasLength bool
 	// UpgradeAsked is set when Connection nominates upgrade and there is an
 	// Upgrade field.
 	UpgradeAsked bool
@@ -138,6 +147,17 @@ func (h *Head) Reset() {
 
 // Text is the bytes of s.
 func (h *Head) Text(s Span) []byte { return h.Bytes[s.Off : s.Off+s.Len : s.Off+s.Len] }
+
+// AppendTarget appends a request's target as a backend gets it: origin-form,
+// or "*" (RFC 9112 3.2.1, 3.2.4).
+func (h *Head) AppendTarget(dst []byte) []byte {
+	noPath := h.Path.Off > h.Target.Off && h.Path.Off < h.Host.Off
+	if noPath && h.Method == MethodOptions && h.Query.Len == 0 {
+		return append(dst, '*')
+	}
+	dst = append(dst, h.Text(h.Path)...)
+	return append(dst, h.Text(h.Query)...)
+}
 
 // Find returns the first field with the given ID, or nil.
 func (h *Head) Find(id FieldID) *Field {

@@ -1,0 +1,446 @@
+package http1
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+type kind uint8
+
+const (
+	kindRequest kind = iota
+	kindResponse
+	kindTrailer
+)
+
+// What the fields of a head said, gathered while they pass.
+const (
+	saidHost = 1 << iota
+	saidLength
+	saidChunked
+	saidUpgradeField
+	optionClose
+	optionKeepAlive
+	optionUpgrade
+	optionOther // Connection names a field that is not hop-by-hop by itself
+)
+
+// A lineParser reads field lines and remembers where it stopped. All positions
+// are relative to the head's first byte, so the head may move in memory
+// between two calls.
+type lineParser struct {
+	kind    kind
+	line    int // where the current line begins
+	at      int // where to go on
+	colon   int // the current line's colon; 0 until it was seen
+	said    uint8
+	options int // members of Connection lines so far
+}
+
+// fields reads b, a head from its first byte on, to the end of its empty line,
+// whose position it returns.
+func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, err error) {
+	list := h.Fields
+	i, line, colon := p.at, p.line, p.colon
+	for {
+		if colon == 0 {
+			if i == line {
+				if i >= len(b) {
+					break
+				}
+				if b[i] == '\r' {
+					if i+1 == len(b) {
+						break
+					}
+					if b[i+1] != '\n' {
+						return 0, p.fail(i, "bare CR")
+					}
+					h.Fields = list
+					return i + 2, nil
+				}
+				if len(list) == fieldsMax {
+					return 0, p.failFor(message.ReasonHeadTooLarge, i, "too many fields")
+				}
+			}
+			for i < len(b) && class[b[i]]&isToken != 0 {
+				i++
+			}
+			if i == len(b) {
+				break
+			}
+			if b[i] != ':' || i == line {
+				return 0, p.badName(b[i], i, i == line)
+			}
+			colon = i
+			i++
+		}
+
+		// The value: eight bytes at a time up to the first control byte.
+		for {
+			if i+8 <= len(b) {
+				m := controls(binary.LittleEndian.Uint64(b[i:]))
+				if m == 0 {
+					i += 8
+					continue
+				}
+				i += bits.TrailingZeros64(m) >> 3
+			} else {
+				for i < len(b) && b[i] >= ' ' && b[i] != 0x7F {
+					i++
+				}
+				if i == len(b) {
+					goto partial
+				}
+			}
+			if b[i] != '\t' {
+				break
+			}
+			i++
+		}
+		if b[i] != '\r' {
+			return 0, p.fail(i, badByte(b[i], "control byte in a field's value"))
+		}
+		if i+1 == len(b) {
+			break
+		}
+		if b[i+1] != '\n' {
+			return 0, p.fail(i, "bare CR")
+		}
+
+		from, to := colon+1, i
+		for from < to && (b[from] == ' ' || b[from] == '\t') {
+			from++
+		}
+		for to > from && (b[to-1] == ' ' || b[to-1] == '\t') {
+			to--
+		}
+		i += 2
+		name := b[line:colon]
+		list = append(list, message.Field{
+			Name:  message.Span{Off: uint32(line), Len: uint32(colon - line)},
+			Value: message.Span{Off: uint32(from), Len: uint32(to - from)},
+			End:   uint32(i),
+		})
+		if id := fieldID(name); id != message.FieldOther {
+			f := &list[len(list)-1]
+			f.ID = id
+			if err := p.known(h, f, b[from:to]); err != nil {
+				return 0, err
+			}
+		}
+		line, colon = i, 0
+	}
+partial:
+	h.Fields = list
+	p.at, p.line, p.colon = i, line, colon
+	return 0, ErrPartial
+}
+
+func (p *lineParser) badName(c byte, at int, first bool) error {
+	msg := "byte in a field's name that does not belong there"
+	switch c {
+	case ' ', '\t':
+		msg = "white space before the colon"
+		if first {
+			msg = "folded line, or white space before a field"
+		}
+	case ':':
+		msg = "empty field name"
+	case '\r':
+		msg = "line without a colon"
+	default:
+		msg = badByte(c, msg)
+	}
+	return p.fail(at, msg)
+}
+
+// badByte names the byte c where that helps, or is msg.
+func badByte(c byte, msg string) string {
+	switch c {
+	case 0:
+		return "NUL byte"
+	case '\n':
+		return "bare LF"
+	case '\r':
+		return "bare CR"
+	}
+	return msg
+}
+
+func (p *lineParser) fail(at int, msg string) error {
+	return p.failFor(message.ReasonBadRequest, at, msg)
+}
+
+// failFor makes the error for a request; a response is malformed whatever the
+// reason.
+func (p *lineParser) failFor(r message.Reason, at int, msg string) error {
+	if p.kind == kindResponse {
+		r = message.ReasonBackendMalformed
+	}
+	return &SyntaxError{Reason: r, Msg: msg, At: at}
+}
+
+// known acts on a field that Cloud Cup knows.
+func (p *lineParser) known(h *message.Head, f *message.Field, v []byte) error {
+	at := int(f.Value.Off)
+	if p.kind == kindTrailer {
+		switch f.ID {
+		case message.FieldDate, message.FieldServer:
+			return nil
+		}
+		return p.fail(int(f.Name.Off), "field that must not be a trailer")
+	}
+	switch f.ID {
+	case message.FieldHost:
+		if p.kind == kindResponse {
+			return nil
+		}
+		if p.said&saidHost != 0 {
+			return p.fail(at, "more than one Host")
+		}
+		if !validHost(v) {
+			return p.fail(at, "invalid Host")
+		}
+		p.said |= saidHost
+		if h.Host.Len != 0 { // of an absolute-form target
+			if !foldEqual(h.Text(h.Host), v) {
+				return p.fail(at, "Host differs from the target's")
+			}
+			return nil
+		}
+		h.Host = f.Value
+
+	case message.FieldContentLength:
+		f.Hop = true
+		if p.said&saidLength != 0 {
+			return p.fail(at, "more than one Content-Length")
+		}
+		if p.said&saidChunked != 0 {
+			return p.fail(at, "Content-Length beside Transfer-Encoding")
+		}
+		n, ok := decimal(v)
+		if !ok {
+			return p.fail(at, "invalid Content-Length")
+		}
+		p.said |= saidLength
+		h.Length, h.HasLength = n, true
+
+	case message.FieldTransferEncoding:
+		f.Hop = true
+		if p.said&saidChunked != 0 {
+			return p.fail(at, "more than one Transfer-Encoding")
+		}
+		if p.said&saidLength != 0 {
+			return p.fail(at, "Transfer-Encoding beside Content-Length")
+		}
+		if h.Minor == 0 {
+			return p.fail(at, "Transfer-Encoding in HTTP/1.0")
+		}
+		if !fold(v, "chunked") {
+			return p.fail(at, "transfer coding other than chunked")
+		}
+		p.said |= saidChunked
+
+	case message.FieldConnection:
+		f.Hop = true
+		return p.connection(v, at)
+
+	case message.FieldUpgrade:
+		f.Hop = true
+		p.said |= saidUpgradeField
+
+	case message.FieldExpect:
+		if p.kind == kindRequest && h.Minor != 0 && fold(v, "100-continue") {
+			h.Expect100 = true
+		}
+
+	case message.FieldKeepAlive, message.FieldProxyConnection, message.FieldTE, message.FieldHTTP2Settings:
+		f.Hop = true
+	}
+	return nil
+}
+
+// connection reads the members of one Connection line.
+func (p *lineParser) connection(v []byte, at int) error {
+	for len(v) > 0 {
+		var m []byte
+		m, v = nextMember(v)
+		switch {
+		case len(m) == 0:
+		case fold(m, "close"):
+			p.said |= optionClose
+		case fold(m, "keep-alive"):
+			p.said |= optionKeepAlive
+		case fold(m, "upgrade"):
+			p.said |= optionUpgrade
+		case fold(m, "te"):
+		default:
+			p.said |= optionOther
+		}
+		if p.options++; p.options > optionsMax {
+			return p.fail(at, "too many members in Connection")
+		}
+	}
+	return nil
+}
+
+// nextMember cuts the first member, without white space around it, off a
+// comma-separated list.
+func nextMember(v []byte) (member, rest []byte) {
+	n := 0
+	for n < len(v) && v[n] != ',' {
+		n++
+	}
+	member, rest = v[:n], v[min(n+1, len(v)):]
+	for len(member) > 0 && (member[0] == ' ' || member[0] == '\t') {
+		member = member[1:]
+	}
+	for len(member) > 0 && (member[len(member)-1] == ' ' || member[len(member)-1] == '\t') {
+		member = member[:len(member)-1]
+	}
+	return member, rest
+}
+
+// markNominated sets Hop on the fields that Connection names, once all lines
+// are known.
+func (p *lineParser) markNominated(h *message.Head) {
+	if p.said&optionOther == 0 {
+		return
+	}
+	for i := range h.Fields {
+		if h.Fields[i].ID != message.FieldConnection {
+			continue
+		}
+		for v := h.Text(h.Fields[i].Value); len(v) > 0; {
+			var m []byte
+			m, v = nextMember(v)
+			for k := range h.Fields {
+				f := &h.Fields[k]
+				if !f.Hop && int(f.Name.Len) == len(m) && foldEqual(h.Text(f.Name), m) {
+					f.Hop = !endToEnd(f.ID, h.Text(f.Name))
+				}
+			}
+		}
+	}
+}
+
+// endToEnd reports whether every recipient needs the field, so that Connection
+// cannot take it away.
+func endToEnd(id message.FieldID, name []byte) bool {
+	if id != message.FieldOther {
+		return id != message.FieldTrailer
+	}
+	if len(name) > 8 && fold(name[:8], "content-") {
+		return true
+	}
+	return fold(name, "authorization") || fold(name, "cookie") || fold(name, "set-cookie") ||
+		fold(name, "cache-control") || fold(name, "location") || fold(name, "range")
+}
+
+// persistent tells whether the sender keeps the connection (RFC 9112 9.3).
+func (p *lineParser) persistent(minor uint8) bool {
+	if p.said&optionClose != 0 {
+		return false
+	}
+	return minor != 0 || p.said&optionKeepAlive != 0
+}
+
+// upgradeAsked: HTTP/1.0 knows no Upgrade (RFC 9110 7.8).
+func (p *lineParser) upgradeAsked(minor uint8) bool {
+	const both = optionUpgrade | saidUpgradeField
+	return minor != 0 && p.said&both == both
+}
+
+// decimal reads digits alone, up to 2^63-1.
+func decimal(v []byte) (n int64, ok bool) {
+	const most = 1<<63 - 1
+	for _, c := range v {
+		d := int64(c) - '0'
+		if d < 0 || d > 9 || n > (most-d)/10 {
+			return 0, false
+		}
+		n = n*10 + d
+	}
+	return n, len(v) > 0
+}
+
+// fieldID finds a name, a token in any case.
+func fieldID(name []byte) message.FieldID {
+	switch len(name) {
+	case 2:
+		if fold(name, "te") {
+			return message.FieldTE
+		}
+	case 3:
+		if fold(name, "via") {
+			return message.FieldVia
+		}
+	case 4:
+		if fold(name, "host") {
+			return message.FieldHost
+		}
+		if fold(name, "date") {
+			return message.FieldDate
+		}
+	case 6:
+		if fold(name, "server") {
+			return message.FieldServer
+		}
+		if fold(name, "expect") {
+			return message.FieldExpect
+		}
+	case 7:
+		if fold(name, "upgrade") {
+			return message.FieldUpgrade
+		}
+		if fold(name, "trailer") {
+			return message.FieldTrailer
+		}
+	case 9:
+		if fold(name, "forwarded") {
+			return message.FieldForwarded
+		}
+	case 10:
+		if fold(name, "connection") {
+			return message.FieldConnection
+		}
+		if fold(name, "keep-alive") {
+			return message.FieldKeepAlive
+		}
+	case 12:
+		if fold(name, "x-request-id") {
+			return message.FieldXRequestID
+		}
+	case 14:
+		if fold(name, "content-length") {
+			return message.FieldContentLength
+		}
+		if fold(name, "http2-settings") {
+			return message.FieldHTTP2Settings
+		}
+	case 15:
+		if fold(name, "x-forwarded-for") {
+			return message.FieldXForwardedFor
+		}
+	case 16:
+		if fold(name, "x-forwarded-host") {
+			return message.FieldXForwardedHost
+		}
+		if fold(name, "x-forwarded-port") {
+			return message.FieldXForwardedPort
+		}
+		if fold(name, "proxy-connection") {
+			return message.FieldProxyConnection
+		}
+	case 17:
+		if fold(name, "transfer-encoding") {
+			return message.FieldTransferEncoding
+		}
+		if fold(name, "x-forwarded-proto") {
+			return message.FieldXForwardedProto
+		}
+	}
+	return message.FieldOther
+}
