@@ -1,0 +1,114 @@
+// Package config reads Cloud Cup's configuration: one JSON file, in which
+// comments and trailing commas are allowed. Parse fills in defaults, checks
+// everything that can be checked without the network, and reports all mistakes
+// at once, each with its place in the text.
+//
+// The package knows what the file says, not what is done with it: it opens no
+// socket and resolves no name. It reads no file but the certificate and the key
+// that the ssl key names.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config is a valid configuration with all defaults filled in.
+type Config struct {
+	// Root holds the addresses to listen on, at least one, without
+	// duplicates, each either "IP:port" in netip's canonical form
+	// ("127.0.0.1:8080", "[::1]:8080") or ":port" for all addresses of both
+	// families. "localhost" in the file is 127.0.0.1. Port 0 asks the kernel
+	// for a free port.
+	Root []string
+	// Workers is the number of worker processes, 0 for one per CPU that this
+	// process may use.
+	Workers int
+	// Routes stand in the order of the file. The pattern "*" is among them.
+	Routes   []Route
+	Timeouts Timeouts
+	Limits   Limits
+	Admin    Admin
+	// SSL is nil without an ssl key. See Servable.
+	SSL *SSL
+}
+
+// Route sends the requests that its pattern matches to its backends.
+type Route struct {
+	// Pattern is "*", or an optional host followed by "/exact/path" or
+	// "/prefix/*". The host is in lower case.
+	Pattern string
+	// Strategy is "round-robin".
+	Strategy string
+	// Backends has at least one element, no two with the same Host.
+	Backends []Backend
+	// Timeouts and Limits are the global ones, overridden by the route's.
+	Timeouts Timeouts
+	Limits   Limits
+}
+
+// Backend is a server that requests are sent to.
+type Backend struct {
+	// Host is "IP:port" in netip's canonical form, "name:port" in lower
+	// case, or "unix:PATH" (PATH is joined to the given folder if it is
+	// relative; it begins with '@' for an abstract socket). It is the
+	// backend's identity.
+	Host string
+	// MaxFailure consecutive failures take the backend out; 0 never.
+	MaxFailure int
+	// Cooldown is how long it stays out.
+	Cooldown time.Duration
+}
+
+// Timeouts are positive, but for Drain and DrainDelay, which may be 0.
+type Timeouts struct {
+	ClientHead  time.Duration // for a request head to arrive
+	ClientBody  time.Duration // without progress of a request's body
+	ClientIdle  time.Duration // between two requests of a connection
+	Connect     time.Duration // to a backend
+	Response    time.Duration // to a response's head, and between bytes of its body
+	BackendIdle time.Duration // an unused connection to a backend is kept
+	Drain       time.Duration // for exchanges to end when stopping; global
+	DrainDelay  time.Duration // accepting goes on when stopping; global
+}
+
+// Limits bound what one client, or all clients of a worker, may use.
+type Limits struct {
+	HeadBytes             int64 // of a request or response head; fits one buffer
+	Headers               int   // fields of a head
+	TargetBytes           int64 // of a request's target; at most HeadBytes
+	BodyBytes             int64 // of a request's body; negative: no limit
+	Connections           int   // of clients, per worker
+	RequestsPerConnection int   // 0: no limit
+	Memory                int64 // bytes lent to connections, per worker
+}
+
+// Admin is where cupctl finds the master.
+type Admin struct {
+	// Socket is the path of the admin socket, empty for the default.
+	Socket string
+}
+
+// SSL names a certificate and its key. Both files were read and match, and the
+// certificate is valid now.
+type SSL struct {
+	Certificate string // path of a PEM file: the certificate, then its chain
+	Key         string // path of a PEM file
+
+	position string // file:line:col of the ssl key
+}
+
+// ErrNoTLS says that the configuration asks for TLS, which this version does
+// not have. Serving in clear instead would betray who asked for it.
+var ErrNoTLS = errors.New("ssl is set, but TLS is not built yet: remove ssl to serve plain HTTP")
+
+// Servable returns nil if this version can serve c, else an error that wraps
+// ErrNoTLS and names the place in the file. A valid configuration may ask for
+// what only a later version does; a program must not start with it.
+func (c *Config) Servable() error {
+	if c.SSL == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", c.SSL.position, ErrNoTLS)
+}
