@@ -95,7 +95,7 @@ func checkListen(s string) (address, msg, hint string) {
 	case "localhost":
 		host = "127.0.0.1"
 	case "*":
-		return "", "\"*\" is not an address", fmt.Sprintf("did you mean %q?", ":"+port)
+		return "", `"*" is not an address`, fmt.Sprintf("did you mean %q?", ":"+port)
 	}
 	ip, msg, hint := addressOf(host)
 	if msg == "" && !ip.IsValid() {
@@ -238,7 +238,7 @@ func addressOf(s string) (ip netip.Addr, msg, hint string) {
 	case ip.Zone() != "":
 		return ip, "zones are not supported in this version", ""
 	case ip.Is4In6():
-		return ip, "this is an IPv4 address in IPv6 form", fmt.Sprintf("did you mean %q?", ip.Unmap())
+		return ip, "this is an IPv4 address in IPv6 form", fmt.Sprintf("write %s", ip.Unmap())
 	}
 	return ip, "", ""
 }

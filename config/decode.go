@@ -13,7 +13,7 @@ import (
 
 // Bounds of a configuration's text. Beyond them it is refused.
 const (
-	textBytesMax = 64 << 20
+	textBytesMax = 16 << 20
 	depthMax     = 32
 	routesMax    = 200_000
 	backendsMax  = 1_000 // of one route
@@ -94,9 +94,14 @@ func (d *decoder) syntaxError(err error) {
 		err = inner
 	}
 	rest := d.text[offset:]
+	end := len(bytes.TrimRight(d.text, " \t\r\n"))
 	switch msg := err.Error(); {
-	case len(bytes.TrimSpace(rest)) == 0:
-		d.at(len(bytes.TrimRight(d.text, " \t\r\n")), "", "the text ends too early (%s)", msg)
+	case end == 0:
+		d.at(0, "", "the configuration is empty")
+	case offset >= end:
+		d.at(end, "a bracket is not closed", "the text ends too early")
+	case strings.HasPrefix(msg, "parsing comment"):
+		d.at(offset, "", "a comment has no end")
 	case strings.HasPrefix(msg, "invalid literal") && rest[0] == '"':
 		d.stringError(offset)
 	case strings.HasPrefix(msg, "invalid literal"):
@@ -265,6 +270,12 @@ func hex4(b []byte) (n int) {
 		}
 	}
 	return n
+}
+
+// place is the line and the column of offset.
+func (d *decoder) place(offset int) (line, col int) {
+	line, start := d.lines.find(offset)
+	return line, 1 + utf8.RuneCount(d.text[start:offset])
 }
 
 // line is the number of the line that holds offset.

@@ -114,40 +114,32 @@ func (d *decoder) errors() error {
 	return list
 }
 
-// Characters shown before and after a mistake on a long line.
+// Characters shown of a long line, and those of them before a mistake.
 const (
+	excerptMax    = 140
 	excerptBefore = 80
-	excerptAfter  = 60
 )
 
 // excerpt is the line of text that begins at start as it may be shown on a
 // terminal, and the line with the caret below offset.
 func excerpt(text []byte, start, offset int) (source, caret string) {
 	var s, c strings.Builder
-	from := offset
-	for range excerptBefore {
-		if from <= start {
-			break
+	from := start
+	// A line may have megabytes: nothing looks farther than it has to.
+	if line := cutLine(text[start:], excerptMax+1); utf8.RuneCount(line) > excerptMax {
+		from = offset
+		for n := 0; n < excerptBefore && from > start; n++ {
+			_, size := utf8.DecodeLastRune(text[start:from])
+			from -= size
 		}
-		_, n := utf8.DecodeLastRune(text[start:from])
-		from -= n
 	}
 	if from > start {
 		s.WriteString("... ")
 		c.WriteString("    ")
 	}
-	at := from
-	for shown := 0; at < len(text) && text[at] != '\n'; {
-		if at >= offset {
-			if shown++; shown > excerptAfter {
-				s.WriteString(" ...")
-				break
-			}
-		}
+	line := cutLine(text[from:], excerptMax)
+	for at := from; at < from+len(line); {
 		r, n := utf8.DecodeRune(text[at:])
-		if r == '\r' && at+1 < len(text) && text[at+1] == '\n' {
-			break
-		}
 		if r != '\t' && !unicode.IsPrint(r) {
 			r = utf8.RuneError // also what invalid bytes decode to
 		}
@@ -157,8 +149,25 @@ func excerpt(text []byte, start, offset int) (source, caret string) {
 		}
 		at += n
 	}
+	if end := from + len(line); end < len(text) && text[end] != '\n' && text[end] != '\r' {
+		s.WriteString(" ...")
+	}
 	c.WriteByte('^')
 	return s.String(), c.String()
+}
+
+// cutLine is the first line of b, without its end, or the first characters of
+// it.
+func cutLine(b []byte, characters int) []byte {
+	n := 0
+	for range characters {
+		if n == len(b) || b[n] == '\n' || b[n] == '\r' {
+			break
+		}
+		_, size := utf8.DecodeRune(b[n:])
+		n += size
+	}
+	return b[:n]
 }
 
 // blank takes as much room on a terminal as r.

@@ -117,7 +117,7 @@ var limitKeys = object[Limits]{
 var adminKeys = object[Admin]{
 	what: "admin",
 	fields: []field[Admin]{
-		{path: "admin.socket", def: "see below", decode: (*decoder).socket},
+		{path: "admin.socket", def: "/run/cloud-cup/admin.sock, or $XDG_RUNTIME_DIR/cloud-cup/admin.sock", decode: (*decoder).socket},
 	},
 	later: []string{"group", "metrics"},
 }

@@ -112,15 +112,15 @@ func init() {
 		group, name, grouped := strings.Cut(k.Name, ".")
 		switch {
 		case grouped:
-			places[name] = "it belongs into " + group
+			places[name] = "it belongs in " + group
 		case k.Scope == "global":
 			places[k.Name] = "it belongs to the top level"
 		default:
-			places[k.Name] = "it belongs into a " + k.Scope
+			places[k.Name] = "it belongs in a " + k.Scope
 		}
 	}
 	for _, group := range []string{"timeouts", "limits"} {
-		places[group] = "it belongs to the top level or into a route"
+		places[group] = "it belongs to the top level or in a route"
 	}
 }
 

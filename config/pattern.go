@@ -37,8 +37,11 @@ func checkPattern(s string) (canonical, msg, hint string) {
 // hostHint is the hint for a pattern without a slash.
 func hostHint(s string) string {
 	s = strings.TrimSuffix(s, "*")
-	if isHost(s) {
+	switch {
+	case isHost(s) && strings.ContainsAny(s, ":["):
 		return fmt.Sprintf("did you mean %q?", s+"/*")
+	case isHost(s) && !strings.Contains(s, "*"):
+		return fmt.Sprintf("did you mean the host %q or the path %q?", s+"/*", "/"+s)
 	}
 	if s == "" || strings.Contains(s, "*") {
 		return ""

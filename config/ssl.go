@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/tailscale/hujson"
@@ -23,8 +22,8 @@ func (d *decoder) ssl(v *hujson.Value, c *Config) {
 	s := &SSL{}
 	seen := sslKeys.decode(d, v, s)
 	sslKeys.require(d, v, seen)
-	line, start := d.lines.find(v.StartOffset)
-	s.position = fmt.Sprintf("%s:%d:%d", d.name, line, 1+len([]rune(string(d.text[start:v.StartOffset]))))
+	line, col := d.place(v.StartOffset)
+	s.position = fmt.Sprintf("%s:%d:%d", d.name, line, col)
 	c.SSL = s
 	var certificate, key []byte
 	if s.Certificate != "" {
@@ -64,19 +63,23 @@ func (d *decoder) pem(v *hujson.Value, path, block, what string) []byte {
 
 // readSmall reads a regular file of at most pemBytesMax bytes.
 func readSmall(path string) ([]byte, error) {
-	// Without O_NONBLOCK, a named pipe would be waited for.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	st, err := os.Stat(path)
+	if err == nil && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	// Not opened before: opening a named pipe waits, and a device may act.
+	var f *os.File
+	if err == nil {
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		var pe *fs.PathError
 		if errors.As(err, &pe) {
-			return nil, fmt.Errorf("%s: %w", path, pe.Err)
+			err = pe.Err
 		}
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
 	text, err := io.ReadAll(io.LimitReader(f, pemBytesMax+1))
 	if err == nil && len(text) > pemBytesMax {
 		err = fmt.Errorf("%s: larger than %s", path, sizeText(pemBytesMax))

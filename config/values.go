@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
@@ -32,11 +33,12 @@ func duration[T any](path, def string, least, most time.Duration, routes bool, i
 // duration reads a value like "1m30s".
 func (d *decoder) duration(v *hujson.Value, path string, least, most time.Duration) (time.Duration, bool) {
 	if v.Value.Kind() == '0' {
-		hint := `write "5s" for five seconds`
-		if lit := v.Value.(hujson.Literal); digits(string(lit)) && len(lit) < 10 {
-			hint = fmt.Sprintf("did you mean %q?", string(lit)+"s")
-		}
-		d.at(v.StartOffset, hint, "%s must be a duration with its unit, not a number", path)
+		lit := v.Value.(hujson.Literal)
+		d.at(v.StartOffset, secondsHint(string(lit), least, most), "%s must be a duration with its unit, not a number", path)
+		return 0, false
+	}
+	if v.Value.Kind() != '"' {
+		d.at(v.StartOffset, "", `%s must be a duration like "5s", not %s`, path, kindOf(v))
 		return 0, false
 	}
 	s, ok := d.stringOf(v, path)
@@ -45,11 +47,7 @@ func (d *decoder) duration(v *hujson.Value, path string, least, most time.Durati
 	}
 	n, err := time.ParseDuration(s)
 	if err != nil {
-		hint := "units are ns, us, ms, s, m and h"
-		if digits(s) && len(s) < 10 {
-			hint = fmt.Sprintf("did you mean %q?", s+"s")
-		}
-		d.at(v.StartOffset, hint, "%s: %q is not a duration", path, clip(s))
+		d.at(v.StartOffset, secondsHint(s, least, most), "%s: %q is not a duration", path, clip(s))
 		return 0, false
 	}
 	if n < least || n > most {
@@ -57,6 +55,14 @@ func (d *decoder) duration(v *hujson.Value, path string, least, most time.Durati
 		return 0, false
 	}
 	return n, true
+}
+
+// secondsHint offers a number without a unit as seconds.
+func secondsHint(s string, least, most time.Duration) string {
+	if n, err := time.ParseDuration(s + "s"); err == nil && n >= least && n <= most {
+		return fmt.Sprintf("did you mean %q?", s+"s")
+	}
+	return `write "5s", "1m30s" or "250ms"`
 }
 
 // short is n without units that are zero.
@@ -105,6 +111,10 @@ func (d *decoder) size(v *hujson.Value, path string, least, most int64, noneToo 
 			return 0, false
 		}
 	} else {
+		if v.Value.Kind() != '"' {
+			d.at(v.StartOffset, "", `%s must be a size like "1MiB" or a number of bytes, not %s`, path, kindOf(v))
+			return 0, false
+		}
 		s, ok := d.stringOf(v, path)
 		if !ok {
 			return 0, false
@@ -211,8 +221,12 @@ func (d *decoder) wholeNumber(v *hujson.Value, path string) (int64, bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseInt(string(lit), 10, 64)
-	if err != nil {
-		d.at(v.StartOffset, "", "%s must be a whole number below 2^63, not %s", path, clip(string(lit)))
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		d.at(v.StartOffset, "", "%s is out of range", path)
+		return 0, false
+	case err != nil:
+		d.at(v.StartOffset, "", "%s must be a whole number, not %s", path, clip(string(lit)))
 		return 0, false
 	}
 	return n, true
@@ -257,8 +271,8 @@ const socketPathBytesMax = 107
 
 // socketPath joins the path of a unix socket.
 func (d *decoder) socketPath(path string) (joined, why string) {
-	if joined, why = d.join(path); why == "" && len(joined) > socketPathBytesMax {
-		return "", fmt.Sprintf("%s has %d bytes, a unix socket's path at most %d", joined, len(joined), socketPathBytesMax)
+	if joined, why = d.join(path); len(joined) > socketPathBytesMax {
+		return "", fmt.Sprintf("the path has %d bytes, that of a unix socket at most %d", len(joined), socketPathBytesMax)
 	}
 	return joined, why
 }

@@ -1,0 +1,124 @@
+package config
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// writePair writes a self-signed certificate and its key to dir/ssl_key.
+func writePair(t testing.TB, dir string, from, to time.Time) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "cup.test"},
+		NotBefore:    from,
+		NotAfter:     to,
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	writePEM(t, filepath.Join(dir, "ssl_key/certificate.crt"), "CERTIFICATE", certificate)
+	writePEM(t, filepath.Join(dir, "ssl_key/private.key"), "PRIVATE KEY", private)
+}
+
+func writePEM(t testing.TB, path, block string, content []byte) {
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: block, Bytes: content}), 0o600))
+}
+
+// Each mistake is reported at the path that names the file.
+func TestSSLMistakes(t *testing.T) {
+	const text = `{
+  "root": ":80",
+  "ssl": {
+    "ssl_certificate": "ssl_key/certificate.crt",
+    "ssl_certificate_key": "ssl_key/private.key"
+  },
+  "routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}
+}`
+	const atCertificate, atKey = "cup.json:4:24: ", "cup.json:5:28: "
+	now := time.Now()
+	cases := map[string]struct {
+		spoil func(t *testing.T, dir, certificate, key string)
+		want  []string
+	}{
+		"no files": {func(t *testing.T, dir, _, _ string) {
+			require.NoError(t, os.RemoveAll(filepath.Join(dir, "ssl_key")))
+		}, []string{
+			atCertificate + "DIR/ssl_key/certificate.crt: no such file or directory",
+			atKey + "DIR/ssl_key/private.key: no such file or directory",
+		}},
+		"expired": {func(t *testing.T, dir, _, _ string) {
+			writePair(t, dir, now.Add(-2*time.Hour), now.Add(-time.Hour))
+		}, []string{atCertificate + "the certificate expired on " + now.Add(-time.Hour).UTC().Format(time.RFC3339)}},
+		"not yet valid": {func(t *testing.T, dir, _, _ string) {
+			writePair(t, dir, now.Add(time.Hour), now.Add(2*time.Hour))
+		}, []string{atCertificate + "the certificate is not valid before " + now.Add(time.Hour).UTC().Format(time.RFC3339)}},
+		"other key": {func(t *testing.T, dir, certificate, _ string) {
+			keep, err := os.ReadFile(certificate)
+			require.NoError(t, err)
+			writePair(t, dir, now.Add(-time.Hour), now.Add(time.Hour))
+			require.NoError(t, os.WriteFile(certificate, keep, 0o600))
+		}, []string{atKey + "the private key does not belong to the certificate"}},
+		"swapped": {func(t *testing.T, dir, certificate, key string) {
+			require.NoError(t, os.Rename(certificate, key+".tmp"))
+			require.NoError(t, os.Rename(key, certificate))
+			require.NoError(t, os.Rename(key+".tmp", key))
+		}, []string{
+			atCertificate + "DIR/ssl_key/certificate.crt does not hold a certificate in PEM form",
+			atKey + "DIR/ssl_key/private.key does not hold a private key in PEM form",
+		}},
+		"garbage inside": {func(t *testing.T, _, certificate, _ string) {
+			writePEM(t, certificate, "CERTIFICATE", []byte("garbage"))
+		}, []string{atCertificate + "x509: malformed certificate"}},
+		"garbage key": {func(t *testing.T, _, _, key string) {
+			writePEM(t, key, "PRIVATE KEY", []byte("garbage"))
+		}, []string{atKey + "failed to parse private key"}},
+		"encrypted": {func(t *testing.T, _, _, key string) {
+			writePEM(t, key, "ENCRYPTED PRIVATE KEY", []byte("secret"))
+		}, []string{atKey + "DIR/ssl_key/private.key holds an encrypted key, and there is nobody to ask for the password"}},
+		"a folder": {func(t *testing.T, _, certificate, _ string) {
+			require.NoError(t, os.Remove(certificate))
+			require.NoError(t, os.Mkdir(certificate, 0o700))
+		}, []string{atCertificate + "DIR/ssl_key/certificate.crt: not a regular file"}},
+		"a named pipe": {func(t *testing.T, _, certificate, _ string) {
+			require.NoError(t, os.Remove(certificate))
+			require.NoError(t, syscall.Mkfifo(certificate, 0o600))
+		}, []string{atCertificate + "DIR/ssl_key/certificate.crt: not a regular file"}},
+		"too large": {func(t *testing.T, _, certificate, _ string) {
+			require.NoError(t, os.Truncate(certificate, pemBytesMax+1))
+		}, []string{atCertificate + "DIR/ssl_key/certificate.crt: larger than 1MiB"}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			writePair(t, dir, now.Add(-time.Hour), now.Add(time.Hour))
+			_, err := Parse("cup.json", []byte(text), dir)
+			require.NoError(t, err)
+			c.spoil(t, dir, filepath.Join(dir, "ssl_key/certificate.crt"), filepath.Join(dir, "ssl_key/private.key"))
+			_, err = Parse("cup.json", []byte(text), dir)
+			require.Error(t, err)
+			require.Len(t, err.(Errors), len(c.want), "%v", err)
+			for i, want := range c.want {
+				first, _, _ := strings.Cut(err.(Errors)[i].Error(), "\n")
+				first, _, _ = strings.Cut(first, "; ")
+				require.Equal(t, strings.ReplaceAll(want, "DIR", dir), first)
+			}
+		})
+	}
+}
