@@ -1,5 +1,10 @@
 package http1
 
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
 // Classes of bytes, by table.
 const (
 	isToken  = 1 << iota // tchar (RFC 9110 5.6.2)
@@ -56,6 +61,36 @@ const (
 func controls(w uint64) uint64 {
 	del := w ^ 0x7F*ones
 	return ((w-0x20*ones)&^w | (del-ones)&^del) & highs
+}
+
+// skipText returns where the first control byte but HTAB stands in b[i:], or
+// len(b).
+func skipText(b []byte, i int) int {
+	for i+8 <= len(b) {
+		m := controls(binary.LittleEndian.Uint64(b[i:]))
+		if m == 0 {
+			i += 8
+			continue
+		}
+		i += bits.TrailingZeros64(m) >> 3
+		if b[i] != '\t' {
+			return i
+		}
+		i++
+	}
+	for i < len(b) && class[b[i]]&isText != 0 {
+		i++
+	}
+	return i
+}
+
+// skipToken returns where the first byte that is no tchar stands in b[i:], or
+// len(b).
+func skipToken(b []byte, i int) int {
+	for i < len(b) && class[b[i]]&isToken != 0 {
+		i++
+	}
+	return i
 }
 
 // fold reports whether b is lower in any case. lower holds lower-case letters,

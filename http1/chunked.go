@@ -171,7 +171,7 @@ func (c *Chunked) extension(ch byte, at int) error {
 	case c.state == chunkExtStart && ch == ';':
 		c.state = chunkExt
 	case c.state == chunkExtStart && ch != ' ' && ch != '\t':
-		return c.fail(at, badByte(ch, "white space behind a chunk size"))
+		return c.fail(at, "white space behind a chunk size")
 	}
 	return nil
 }
@@ -194,7 +194,8 @@ func (c *Chunked) trailer(b []byte, base int) (n int, err error) {
 		return end - old, nil
 	case err != ErrPartial:
 		e := err.(*SyntaxError)
-		return 0, c.failFor(e.Reason, base+e.At-old, e.Msg)
+		// A line's fault may lie in an earlier piece.
+		return 0, c.failFor(e.Reason, base+max(e.At-old, 0), e.Msg)
 	case len(t.buf) == trailerBytesMax:
 		return 0, c.failFor(message.ReasonHeadTooLarge, base+len(b), "trailer section too large")
 	}

@@ -1,9 +1,6 @@
 package http1
 
 import (
-	"encoding/binary"
-	"math/bits"
-
 	"github.com/cloud-cup/cloud-cup/message"
 )
 
@@ -64,10 +61,7 @@ func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, 
 					return 0, p.failFor(message.ReasonHeadTooLarge, i, "too many fields")
 				}
 			}
-			for i < len(b) && class[b[i]]&isToken != 0 {
-				i++
-			}
-			if i == len(b) {
+			if i = skipToken(b, i); i == len(b) {
 				break
 			}
 			if b[i] != ':' || i == line {
@@ -77,27 +71,8 @@ func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, 
 			i++
 		}
 
-		// The value: eight bytes at a time up to the first control byte.
-		for {
-			if i+8 <= len(b) {
-				m := controls(binary.LittleEndian.Uint64(b[i:]))
-				if m == 0 {
-					i += 8
-					continue
-				}
-				i += bits.TrailingZeros64(m) >> 3
-			} else {
-				for i < len(b) && b[i] >= ' ' && b[i] != 0x7F {
-					i++
-				}
-				if i == len(b) {
-					goto partial
-				}
-			}
-			if b[i] != '\t' {
-				break
-			}
-			i++
+		if i = skipText(b, i); i == len(b) {
+			break
 		}
 		if b[i] != '\r' {
 			return 0, p.fail(i, badByte(b[i], "control byte in a field's value"))
@@ -117,22 +92,20 @@ func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, 
 			to--
 		}
 		i += 2
-		name := b[line:colon]
 		list = append(list, message.Field{
 			Name:  message.Span{Off: uint32(line), Len: uint32(colon - line)},
 			Value: message.Span{Off: uint32(from), Len: uint32(to - from)},
 			End:   uint32(i),
+			ID:    fieldID(b[line:colon]),
 		})
-		if id := fieldID(name); id != message.FieldOther {
-			f := &list[len(list)-1]
-			f.ID = id
+		f := &list[len(list)-1]
+		if f.ID != message.FieldOther {
 			if err := p.known(h, f, b[from:to]); err != nil {
 				return 0, err
 			}
 		}
 		line, colon = i, 0
 	}
-partial:
 	h.Fields = list
 	p.at, p.line, p.colon = i, line, colon
 	return 0, ErrPartial
@@ -163,8 +136,6 @@ func badByte(c byte, msg string) string {
 		return "NUL byte"
 	case '\n':
 		return "bare LF"
-	case '\r':
-		return "bare CR"
 	}
 	return msg
 }

@@ -51,10 +51,10 @@ func (p *RequestParser) Parse(h *message.Head, b []byte, lim *Limits) (n int, er
 
 func (p *RequestParser) parse(h *message.Head, b []byte, lim *Limits) (end int, err error) {
 	if p.stage == stageEmptyLines {
+		h.Reset()
 		if err := p.emptyLines(b); err != nil {
 			return 0, err
 		}
-		h.Reset()
 	}
 	b = b[p.start:]
 	headMax := headLimit(lim)
@@ -216,11 +216,17 @@ func (p *RequestParser) version(h *message.Head, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(b) < i+10 {
-		return partialLineEnd(&p.lineParser, b, i+8)
+	if i+8 == len(b) {
+		return ErrPartial
 	}
-	if b[i+8] != '\r' || b[i+9] != '\n' {
-		return p.fail(i+8, "version not followed by a line end")
+	if b[i+8] != '\r' {
+		return p.fail(i+8, badByte(b[i+8], "no line end behind the version"))
+	}
+	if i+9 == len(b) {
+		return ErrPartial
+	}
+	if b[i+9] != '\n' {
+		return p.fail(i+8, "bare CR")
 	}
 	if major != 1 {
 		return p.failFor(message.ReasonVersion, i, "version other than HTTP/1")
@@ -254,15 +260,6 @@ func (p *lineParser) protocol(b []byte, i int) (major, minor uint8, err error) {
 		return 0, 0, ErrPartial
 	}
 	return v[5] - '0', min(v[7]-'0', 1), nil
-}
-
-// partialLineEnd is for a line of which nothing, or one byte that should be
-// its CR, stands at b[i:].
-func partialLineEnd(p *lineParser, b []byte, i int) error {
-	if i < len(b) && b[i] != '\r' {
-		return p.fail(i, badByte(b[i], "version not followed by a line end"))
-	}
-	return ErrPartial
 }
 
 // form finds path, query and authority in the target (RFC 9112 3.2).

@@ -1,8 +1,6 @@
 package http1
 
-import (
-	"github.com/cloud-cup/cloud-cup/message"
-)
+import "github.com/cloud-cup/cloud-cup/message"
 
 // ResponseParser reads the head of a response, interim ones included. Its zero
 // value is ready. After a head or an error it is ready for the next message;
@@ -24,14 +22,21 @@ func (p *ResponseParser) Reset() { *p = ResponseParser{} }
 // never Persistent (RFC 9112 6.3). A 204 that announces a body is not
 // Persistent either: its sender may be about to send it.
 func (p *ResponseParser) Parse(h *message.Head, b []byte, lim *Limits, request message.Method) (n int, err error) {
-	n, err = p.parse(h, b, lim, request)
-	if err != ErrPartial {
-		p.Reset()
+	n, err = p.parse(h, b, lim)
+	if err == ErrPartial {
+		return 0, err
 	}
-	return n, err
+	if err == nil {
+		err = p.finish(h, request, n)
+	}
+	p.Reset()
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
-func (p *ResponseParser) parse(h *message.Head, b []byte, lim *Limits, request message.Method) (end int, err error) {
+func (p *ResponseParser) parse(h *message.Head, b []byte, lim *Limits) (end int, err error) {
 	if p.stage != stageVersion && p.stage != stageFields {
 		h.Reset()
 		p.kind, p.stage = kindResponse, stageVersion
@@ -56,7 +61,7 @@ func (p *ResponseParser) parse(h *message.Head, b []byte, lim *Limits, request m
 		return 0, err
 	}
 	h.Bytes = b[:end:end]
-	return end, p.finish(h, request, end)
+	return end, nil
 }
 
 // statusLine reads "HTTP/1.1 200 OK" and its line end; the reason and the space
