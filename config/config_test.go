@@ -373,6 +373,40 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// Canonical forms are accepted and are their own canonical forms.
+func FuzzWords(f *testing.F) {
+	for _, s := range []string{
+		"*", "/game/*", "Example.com:80/x", "[::1]/*", "a.b:80", "[2001:DB8::1]:80", "unix:a/../b", "unix:@x",
+		":80", "localhost:0", "http://a", "32KiB", "1.5MB", "::1", "[", "a]:", "..:1",
+	} {
+		f.Add(s)
+	}
+	d := &decoder{dir: "/nowhere"}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, msg, _ := checkPattern(s); msg == "" {
+			again, msg, _ := checkPattern(p)
+			require.Empty(t, msg)
+			require.Equal(t, p, again)
+		}
+		if h, msg, _ := d.checkHost(s); msg == "" {
+			again, msg, _ := d.checkHost(h)
+			require.Empty(t, msg)
+			require.Equal(t, h, again)
+		}
+		if a, msg, _ := checkListen(s); msg == "" {
+			again, msg, _ := checkListen(a)
+			require.Empty(t, msg)
+			require.Equal(t, a, again)
+		}
+		if n, _, ok := bytesOf(s); ok {
+			require.GreaterOrEqual(t, n, int64(0))
+			again, _, ok := bytesOf(sizeText(n))
+			require.True(t, ok)
+			require.Equal(t, n, again)
+		}
+	})
+}
+
 // checkErrors checks that errors are sorted and lie inside of the text.
 func checkErrors(t *testing.T, text []byte, list Errors) {
 	lines := strings.Split(string(text), "\n")

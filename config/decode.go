@@ -65,31 +65,32 @@ func (d *decoder) syntax() (*hujson.Value, bool) {
 		d.at(i, "", "byte 0x%02X is not valid UTF-8", d.text[i])
 		return nil, false
 	}
-	if i := tooDeep(d.text); i >= 0 {
-		d.at(i, "", "values are nested more than %d deep", depthMax)
+	deep, open := scan(d.text)
+	if deep >= 0 {
+		d.at(deep, "", "values are nested more than %d deep", depthMax)
 		return nil, false
 	}
-	// The line feed ends a comment on the last line.
+	// The added line feed ends a comment on the last line.
 	v, err := hujson.Parse(append(d.text[:len(d.text):len(d.text)], '\n'))
 	if err != nil {
-		d.syntaxError(err)
+		d.syntaxError(err, open)
 		return nil, false
 	}
 	return &v, true
 }
 
-// syntaxError reports what hujson says.
-func (d *decoder) syntaxError(err error) {
+// syntaxError reports what hujson says. Open is where the string begins that
+// the end of the text cuts, or -1.
+func (d *decoder) syntaxError(err error, open int) {
 	var line, col int
 	if _, scan := fmt.Sscanf(err.Error(), "hujson: line %d, column %d:", &line, &col); scan != nil {
 		d.at(0, "", "%v", err)
 		return
 	}
-	offset := 0
-	for range line - 1 {
-		offset += bytes.IndexByte(d.text[offset:], '\n') + 1
+	offset := len(d.text) // the line may be the one that syntax added
+	if starts := d.lines.all(); line <= len(starts) {
+		offset = min(starts[line-1]+col-1, len(d.text))
 	}
-	offset = min(offset+col-1, len(d.text))
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner
 	}
@@ -98,6 +99,8 @@ func (d *decoder) syntaxError(err error) {
 	switch msg := err.Error(); {
 	case end == 0:
 		d.at(0, "", "the configuration is empty")
+	case offset >= end && open >= 0:
+		d.at(open, "", "a string has no closing quote")
 	case offset >= end:
 		d.at(end, "a bracket is not closed", "the text ends too early")
 	case strings.HasPrefix(msg, "parsing comment"):
@@ -107,8 +110,6 @@ func (d *decoder) syntaxError(err error) {
 	case strings.HasPrefix(msg, "invalid literal"):
 		word := rest[:len(rest)-len(bytes.TrimLeft(rest, "+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
 		d.at(offset, "strings stand in double quotes", "%s is not a JSON value", clip(string(word)))
-	case rest[0] == '"' && strings.HasPrefix(msg, "parsing string"):
-		d.at(offset, "", "a string has no closing quote")
 	default:
 		d.at(offset, commaHint(rest[0], msg), "%s", msg)
 	}
@@ -166,29 +167,33 @@ func invalidUTF8(text []byte) int {
 	}
 }
 
-// tooDeep is the place of the bracket that exceeds depthMax, or -1. It guards
-// the parser, which recurses.
-func tooDeep(text []byte) int {
+// scan looks for two places, each -1 if there is none: the bracket that exceeds
+// depthMax (the parser recurses), and the string that has no end.
+func scan(text []byte) (deep, open int) {
 	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch text[i] {
 		case '{', '[':
 			if depth++; depth > depthMax {
-				return i
+				return i, -1
 			}
 		case '}', ']':
 			depth--
 		case '"':
+			start := i
 			for i++; i < len(text) && text[i] != '"'; i++ {
 				if text[i] == '\\' {
 					i++
 				}
 			}
+			if i >= len(text) {
+				return -1, start
+			}
 		case '/':
 			i += commentBytes(text[i:])
 		}
 	}
-	return -1
+	return -1, -1
 }
 
 // commentBytes is how far the comment's end lies behind the '/' that b begins

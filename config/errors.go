@@ -79,6 +79,12 @@ type lines struct {
 
 // find is the number, from 1, and the start of the line that holds offset.
 func (l *lines) find(offset int) (line, start int) {
+	line = sort.SearchInts(l.all(), offset+1)
+	return line, l.starts[line-1]
+}
+
+// all is where each line starts.
+func (l *lines) all() []int {
 	if l.starts == nil {
 		l.starts = append(l.starts, 0)
 		for i, c := range l.text {
@@ -87,8 +93,7 @@ func (l *lines) find(offset int) (line, start int) {
 			}
 		}
 	}
-	line = sort.SearchInts(l.starts, offset+1)
-	return line, l.starts[line-1]
+	return l.starts
 }
 
 // errors are the mistakes found, sorted by their places; nil if there is none.
