@@ -1,0 +1,219 @@
+package supervisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+)
+
+// Where a configuration came from.
+const (
+	sourceFile   = "file"
+	sourceMemory = "memory" // applied over the admin socket
+	sourceDemo   = "demo"
+)
+
+// generation is one configuration that was or is in force, with what its names
+// resolve to. It never changes.
+type generation struct {
+	number    uint64
+	name, dir string
+	text      []byte
+	cfg       *config.Config
+	source    string
+	loaded    time.Time
+	addresses map[string][]string // by backend host, of the names among them
+	failures  map[string]string   // why a name does not resolve
+}
+
+// parse validates text. The error is a config.Errors or tells what this
+// version cannot serve.
+func parse(name string, text []byte, dir, source string) (*generation, error) {
+	cfg, err := config.Parse(name, text, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.Servable(); err != nil {
+		return nil, err
+	}
+	return &generation{name: name, dir: dir, text: text, cfg: cfg, source: source, loaded: time.Now()}, nil
+}
+
+// load reads the configuration file at path and validates it.
+func load(path string) (*generation, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return parse(path, text, dir, sourceFile)
+}
+
+// Check validates the configuration file at path as a start with it would.
+func Check(path string) error {
+	_, err := load(path)
+	return err
+}
+
+// sum is the SHA-256 of a configuration's text.
+func sum(text []byte) string {
+	h := sha256.Sum256(text)
+	return hex.EncodeToString(h[:])
+}
+
+// seal puts the generation into a sealed memory file for a worker.
+func (g *generation) seal() (fd int, err error) {
+	text, err := json.Marshal(control.Payload{
+		Generation: g.number, Name: g.name, Dir: g.dir, Text: g.text, Addresses: g.addresses,
+	})
+	if err != nil {
+		return -1, fmt.Errorf("configuration for a worker: %w", err)
+	}
+	return sys.SealedMemory("cloud-cup-config", text)
+}
+
+// hosts returns the distinct hosts of the backends with the number of routes
+// that name each.
+func (g *generation) hosts() map[string]int {
+	routes := map[string]int{}
+	for i := range g.cfg.Routes {
+		for j := range g.cfg.Routes[i].Backends {
+			routes[g.cfg.Routes[i].Backends[j].Host]++
+		}
+	}
+	return routes
+}
+
+// fixedAddress reports whether host needs no resolving.
+func fixedAddress(host string) bool {
+	if strings.HasPrefix(host, "unix:") {
+		return true
+	}
+	_, err := netip.ParseAddrPort(host)
+	return err == nil
+}
+
+// Resolving.
+const (
+	resolveTimeout  = 2 * time.Second  // for all names of a configuration
+	resolveEvery    = 30 * time.Second // once all names resolve
+	resolveSooner   = 5 * time.Second  // while one does not
+	resolveParallel = 32
+)
+
+// lookupFunc finds the addresses of a host name; net.Resolver's LookupNetIP
+// but in tests.
+type lookupFunc func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
+// resolve fills in what the names among g's hosts resolve to. It takes no
+// longer than resolveTimeout. A name that does not resolve now keeps what
+// before, which may be nil, has for it: a failing name server takes no backend
+// out.
+func (g *generation) resolve(lookup lookupFunc, before *generation) {
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	addresses, failures := map[string][]string{}, map[string]string{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, resolveParallel)
+	for host := range g.hosts() {
+		if fixedAddress(host) {
+			continue
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			found, err := resolveHost(ctx, lookup, host)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failures[host] = err.Error()
+				if before != nil {
+					found = before.addresses[host]
+				}
+			}
+			addresses[host] = found
+		}()
+	}
+	wg.Wait()
+	g.addresses, g.failures = addresses, failures
+}
+
+// resolveHost returns the addresses of "name:port", sorted.
+func resolveHost(ctx context.Context, lookup lookupFunc, host string) ([]string, error) {
+	name, port, err := net.SplitHostPort(host)
+	if err != nil {
+		return nil, err
+	}
+	type answer struct {
+		addrs []netip.Addr
+		err   error
+	}
+	ch := make(chan answer, 1)
+	go func() { // a resolver may not keep to its context
+		addrs, err := lookup(ctx, "ip", name)
+		ch <- answer{addrs, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, errors.New("no answer in time")
+	case a := <-ch:
+		if a.err != nil {
+			return nil, a.err
+		}
+		var list []string
+		for _, addr := range a.addrs {
+			list = append(list, net.JoinHostPort(addr.Unmap().String(), port))
+		}
+		slices.Sort(list)
+		return slices.Compact(list), nil
+	}
+}
+
+// sameAddresses reports whether nothing changed from a to b for workers.
+func sameAddresses(a, b map[string][]string) bool {
+	return maps.EqualFunc(a, b, func(x, y []string) bool { return slices.Equal(x, y) })
+}
+
+// unchangeable returns why next cannot follow g without a restart, or nil.
+func (g *generation) unchangeable(next *generation) error {
+	var changed []string
+	note := func(key string, from, to any) {
+		changed = append(changed, fmt.Sprintf("%s (from %v to %v)", key, from, to))
+	}
+	if !slices.Equal(g.cfg.Root, next.cfg.Root) {
+		note("root", g.cfg.Root, next.cfg.Root)
+	}
+	if g.cfg.Workers != next.cfg.Workers {
+		note("workers", g.cfg.Workers, next.cfg.Workers)
+	}
+	if g.cfg.Admin != next.cfg.Admin {
+		note("admin.socket", g.cfg.Admin.Socket, next.cfg.Admin.Socket)
+	}
+	if changed == nil {
+		return nil
+	}
+	return fmt.Errorf("%s cannot change while cloud-cup runs: restart it, or take the change back; nothing was changed",
+		strings.Join(changed, ", "))
+}

@@ -1,0 +1,223 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+	"golang.org/x/sys/unix"
+)
+
+// errGone says that a worker ended before it acknowledged.
+var errGone = errors.New("the worker ended")
+
+// spawner starts processes from one thread that never ends: the kernel sends
+// the parent-death signal when the thread that started the child ends, not the
+// process (prctl(2), PR_SET_PDEATHSIG).
+type spawner struct {
+	jobs chan func()
+}
+
+func newSpawner() *spawner {
+	s := &spawner{jobs: make(chan func())}
+	go func() {
+		runtime.LockOSThread()
+		for job := range s.jobs {
+			job()
+		}
+	}()
+	return s
+}
+
+// start executes this program again, the image that runs now even if the file
+// was replaced, with the descriptors as its first ones.
+func (s *spawner) start(name string, env []string, fds []uintptr) (pid int, err error) {
+	done := make(chan struct{})
+	s.jobs <- func() {
+		defer close(done)
+		pid, err = syscall.ForkExec("/proc/self/exe", []string{name}, &syscall.ProcAttr{
+			Env:   env,
+			Files: fds,
+			Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM},
+		})
+	}
+	<-done
+	if err != nil {
+		return 0, fmt.Errorf("start of a worker: %w", err)
+	}
+	return pid, nil
+}
+
+// incarnation is one worker process in a slot.
+type incarnation struct {
+	pid     int
+	process *os.Process
+	channel *control.Channel
+	page    *shm.Page
+	started time.Time
+
+	ended chan struct{} // closed when everything that it said was read
+
+	mu      sync.Mutex
+	seq     uint64
+	waiting map[uint64]chan control.Message
+	gone    bool             // the channel has ended
+	drained *control.Message // its last words
+
+	engine control.Engine // set by the acknowledgement of the start
+}
+
+// spawn starts the worker of a slot, whose listeners it inherits.
+func (m *Master) spawn(number int) (in *incarnation, err error) {
+	channel, childEnd, err := control.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer childEnd.Close()
+	page, pageFD, err := shm.Create()
+	if err != nil {
+		return nil, errors.Join(err, channel.Close())
+	}
+	defer unix.Close(pageFD)
+
+	fds := []uintptr{0, 1, 2, childEnd.Fd(), uintptr(pageFD)} // see control.FDChannel
+	for _, g := range m.groups {
+		fds = append(fds, uintptr(g.fds[number]))
+	}
+	env := append(os.Environ(), control.WorkerEnvironment+"="+strconv.Itoa(number))
+	in = &incarnation{channel: channel, page: page, waiting: map[uint64]chan control.Message{}, started: time.Now(), ended: make(chan struct{})}
+	in.pid, err = m.spawner.start(fmt.Sprintf("cloud-cup: worker %d", number), env, fds)
+	if err == nil {
+		in.process, err = os.FindProcess(in.pid)
+	}
+	if err != nil {
+		return nil, errors.Join(err, channel.Close(), page.Close())
+	}
+	go in.receive()
+	return in, nil
+}
+
+// receive hands acknowledgements to their callers until the channel ends.
+func (in *incarnation) receive() {
+	defer close(in.ended)
+	for {
+		msg, fd, err := in.channel.Receive()
+		in.mu.Lock()
+		if err != nil {
+			in.gone = true
+			for seq, ch := range in.waiting {
+				delete(in.waiting, seq)
+				close(ch)
+			}
+			in.mu.Unlock()
+			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+				in.kill() // what it says cannot be understood
+			}
+			return
+		}
+		switch msg.Type {
+		case control.TypeAck:
+			if ch, ok := in.waiting[msg.Seq]; ok {
+				delete(in.waiting, msg.Seq)
+				ch <- msg
+			}
+		case control.TypeDrained:
+			in.drained = &msg
+		}
+		in.mu.Unlock()
+		if fd >= 0 {
+			_ = unix.Close(fd) // workers have nothing to hand over
+		}
+	}
+}
+
+// call sends msg, with the descriptor fd unless it is negative, and waits for
+// its acknowledgement. The error is errGone if the worker ended before.
+func (in *incarnation) call(msg control.Message, fd int, timeout time.Duration) (control.Message, error) {
+	ch := make(chan control.Message, 1)
+	in.mu.Lock()
+	if in.gone {
+		in.mu.Unlock()
+		return msg, errGone
+	}
+	in.seq++
+	msg.Seq = in.seq
+	in.waiting[msg.Seq] = ch
+	in.mu.Unlock()
+
+	if err := in.channel.Send(msg, fd); err != nil {
+		in.forget(msg.Seq)
+		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+			err = errGone
+		}
+		return msg, err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case ack, ok := <-ch:
+		switch {
+		case !ok:
+			return msg, errGone
+		case ack.Error != "":
+			return ack, errors.New(ack.Error)
+		}
+		return ack, nil
+	case <-timer.C:
+		in.forget(msg.Seq)
+		return msg, fmt.Errorf("no answer to %s within %v", msg.Type, timeout)
+	}
+}
+
+func (in *incarnation) forget(seq uint64) {
+	in.mu.Lock()
+	delete(in.waiting, seq)
+	in.mu.Unlock()
+}
+
+// kill ends the process at once.
+func (in *incarnation) kill() {
+	// The error says that it has ended already.
+	_ = in.process.Kill()
+}
+
+// wait waits for the process to end and returns how it did.
+func (in *incarnation) wait() (reason string, clean bool) {
+	state, err := in.process.Wait()
+	<-in.ended
+	if err != nil {
+		return err.Error(), false
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	switch {
+	case ok && status.Signaled() && status.CoreDump():
+		return "killed by " + unix.SignalName(status.Signal()) + ", core dumped", false
+	case ok && status.Signaled():
+		return "killed by " + unix.SignalName(status.Signal()), false
+	case status.ExitStatus() == 0:
+		return "ended by itself", true
+	}
+	return fmt.Sprintf("exit status %d", status.ExitStatus()), false
+}
+
+// isGone reports whether the worker has ended or is about to.
+func (in *incarnation) isGone() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.gone
+}
+
+// lastWords is the TypeDrained message of a worker that ended in order.
+func (in *incarnation) lastWords() *control.Message {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.drained
+}

@@ -1,0 +1,231 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+	"golang.org/x/sys/unix"
+)
+
+// backlog is the length of each accept queue; the kernel clamps it to
+// net.core.somaxconn.
+const backlog = 4096
+
+// orphanWait is how long a new master waits for the workers of one that was
+// killed to close their listeners.
+const orphanWait = time.Second
+
+// group is one address of the configuration with one SO_REUSEPORT socket per
+// slot. The master keeps the sockets as long as it lives, so that the accept
+// queues outlive workers.
+type group struct {
+	address string // as bound: with the port, if the kernel chose it
+	fds     []int  // by slot
+	lockFD  int
+}
+
+// listenOn binds root, an address as config.Config.Root has it, for slots
+// workers. ":port" is all addresses of both families (IPv4's alone where there
+// is no IPv6); an IPv6 address is IPv6 only, so that "0.0.0.0:80" and
+// "[::]:80" can stand beside each other.
+func listenOn(root string, slots int) (*group, error) {
+	g, err := listenGroup(root, slots)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", root, err)
+	}
+	return g, nil
+}
+
+func listenGroup(root string, slots int) (*group, error) {
+	dual := strings.HasPrefix(root, ":")
+	if dual {
+		root = "[::]" + root
+	}
+	addr, err := netip.ParseAddrPort(root)
+	if err != nil {
+		return nil, err
+	}
+	g := &group{lockFD: -1}
+	if addr.Port() != 0 {
+		if g.lockFD, err = lockAddress(addr); err != nil {
+			return nil, err
+		}
+		if err = awaitFree(&addr, dual); err != nil {
+			return nil, errors.Join(err, g.close())
+		}
+	}
+	for range slots {
+		fd, err := bind(addr, dual, true)
+		if err != nil && dual && len(g.fds) == 0 && noIPv6(err) {
+			addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+			dual = false
+			fd, err = bind(addr, dual, true)
+		}
+		if err != nil {
+			return nil, errors.Join(err, g.close())
+		}
+		g.fds = append(g.fds, fd)
+		if addr.Port() == 0 {
+			if addr, err = boundTo(fd); err == nil {
+				g.lockFD, err = lockAddress(addr)
+			}
+			if err != nil {
+				return nil, errors.Join(err, g.close())
+			}
+		}
+		if err := unix.Listen(fd, backlog); err != nil {
+			return nil, errors.Join(os.NewSyscallError("listen", err), g.close())
+		}
+	}
+	g.address = addr.String()
+	return g, nil
+}
+
+// awaitFree returns nil when nobody listens on addr, also not with
+// SO_REUSEPORT: such a socket would share our connections silently. Since we
+// hold the lock, a socket that is still there may belong to workers whose
+// master was killed; they close it as soon as they notice.
+func awaitFree(addr *netip.AddrPort, dual bool) error {
+	for end := time.Now().Add(orphanWait); ; {
+		fd, err := bind(*addr, dual, false)
+		if err == nil {
+			return os.NewSyscallError("close", unix.Close(fd))
+		}
+		if dual && noIPv6(err) {
+			*addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+			dual = false
+			continue
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// noIPv6 reports whether err says that this host has no IPv6.
+func noIPv6(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)
+}
+
+// bind makes a TCP socket bound to addr, whose options accepted sockets
+// inherit (tcp(7)).
+func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
+	family := unix.AF_INET
+	if addr.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	type option struct {
+		name               string
+		level, opt, number int
+	}
+	options := []option{
+		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	}
+	if share {
+		options = append(options, option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+	}
+	if family == unix.AF_INET6 {
+		v6only := 1
+		if dual {
+			v6only = 0
+		}
+		options = append(options, option{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only})
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.number); err != nil {
+			return -1, errors.Join(os.NewSyscallError(o.name, err), unix.Close(fd))
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
+		if errors.Is(err, unix.EADDRINUSE) {
+			err = fmt.Errorf("%w: another program is listening there", err)
+		} else {
+			err = os.NewSyscallError("bind", err)
+		}
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// sockaddr is addr as the kernel wants it.
+func sockaddr(addr netip.AddrPort) unix.Sockaddr {
+	if addr.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	sa := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+	if zone := addr.Addr().Zone(); zone != "" {
+		if link, err := net.InterfaceByName(zone); err == nil { // else bind refuses
+			sa.ZoneId = uint32(link.Index)
+		}
+	}
+	return sa
+}
+
+// boundTo is the address of a bound socket.
+func boundTo(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
+	}
+	return netip.AddrPort{}, errors.New("not a TCP socket")
+}
+
+// close closes the sockets and gives the address up.
+func (g *group) close() error {
+	var errs []error
+	for _, fd := range append(g.fds, g.lockFD) {
+		if fd >= 0 {
+			errs = append(errs, os.NewSyscallError("close", unix.Close(fd)))
+		}
+	}
+	g.fds, g.lockFD = nil, -1
+	return errors.Join(errs...)
+}
+
+// lockAddress takes the lock of an address, which a master alone holds and the
+// kernel drops when it ends: a listening unix socket with an abstract name
+// (unix(7)), which lives in the same network namespace as the address. Only
+// processes of one user can share an address, so each user has own names.
+func lockAddress(addr netip.AddrPort) (fd int, err error) {
+	name := &unix.SockaddrUnix{Name: fmt.Sprintf("@cloud-cup/%d/%s", os.Geteuid(), addr)}
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err = unix.Bind(fd, name); err == nil {
+		err = unix.Listen(fd, backlog) // nobody accepts: who is refused only looks at the pid
+	}
+	if err == nil {
+		return fd, nil
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = errors.New("another cloud-cup is listening there")
+		if unix.Connect(fd, name) == nil {
+			if pid, _, peerErr := sys.PeerOf(fd); peerErr == nil {
+				err = fmt.Errorf("another cloud-cup (pid %d) is listening there", pid)
+			}
+		}
+	} else {
+		err = fmt.Errorf("lock of the address: %w", err)
+	}
+	return -1, errors.Join(err, unix.Close(fd))
+}

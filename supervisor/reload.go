@@ -1,0 +1,185 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"golang.org/x/sys/unix"
+)
+
+// reloadTimeout bounds each of the two phases of a reload, and the wait for
+// workers that are being replaced before it is tried again.
+const reloadTimeout = 10 * time.Second
+
+// errNoFile refuses the reload of a configuration that is in no file.
+var errNoFile = errors.New("there is no file to reload: cloud-cup runs its built-in configuration")
+
+// Reload reads the file again and puts it in force in every worker, or changes
+// nothing.
+func (m *Master) Reload() (*control.Applied, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.options.Path == "" {
+		return nil, errNoFile
+	}
+	next, err := load(m.options.Path)
+	if err != nil {
+		return nil, err
+	}
+	return m.apply(next, false)
+}
+
+// ApplyText puts a configuration in force that is in no file, or only checks
+// that it could be. name stands for it in messages.
+func (m *Master) ApplyText(name string, text []byte, dryRun bool) (*control.Applied, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	next, err := parse(name, text, m.generation().dir, sourceMemory)
+	if err != nil {
+		return nil, err
+	}
+	return m.apply(next, dryRun)
+}
+
+// refreshAddresses resolves all names again and tells the workers if anything
+// changed. It reports whether all names resolve.
+func (m *Master) refreshAddresses() bool {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	g := m.generation()
+	next := *g
+	next.resolve(m.lookup, g)
+	if sameAddresses(g.addresses, next.addresses) {
+		m.mu.Lock()
+		m.failures = next.failures
+		m.mu.Unlock()
+	} else if _, err := m.commit(&next); err != nil {
+		m.log.Error("new addresses of backends were not applied", "err", err)
+	} else {
+		m.log.Info("addresses of backends changed", "generation", next.number)
+	}
+	return len(next.failures) == 0
+}
+
+// apply makes next the generation in force.
+func (m *Master) apply(next *generation, dryRun bool) (*control.Applied, error) {
+	now := m.generation()
+	if err := now.unchangeable(next); err != nil {
+		return nil, err
+	}
+	if dryRun {
+		return &control.Applied{Generation: now.number, DryRun: true}, nil
+	}
+	next.resolve(m.lookup, now)
+	applied, err := m.commit(next)
+	if err != nil {
+		return nil, err
+	}
+	for host, why := range next.failures {
+		m.log.Warn("backend does not resolve", "backend", host, "err", why)
+	}
+	m.log.Info("configuration in force", "generation", next.number, "source", next.source, "workers", applied.Workers)
+	return applied, nil
+}
+
+// commit brings next to every worker in two phases. A worker that is lost while
+// it prepares makes commit try once more with its replacement.
+func (m *Master) commit(next *generation) (*control.Applied, error) {
+	applied, err := m.tryCommit(next)
+	if errors.Is(err, errGone) {
+		m.awaitRunning()
+		applied, err = m.tryCommit(next)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nothing was changed: %w", err)
+	}
+	return applied, nil
+}
+
+// tryCommit lets all running workers prepare next and, if all can, commit to
+// it. No worker can start in between; those that start later start with next.
+func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	if m.isStopping() {
+		return nil, errors.New("cloud-cup is being stopped")
+	}
+	workers := m.running()
+	if len(workers) == 0 {
+		return nil, errors.New("no worker is running")
+	}
+	m.lastNumber++ // also after an abort: a number names one configuration
+	next.number = m.lastNumber
+	fd, err := next.seal()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+
+	errs := askAll(workers, control.Message{Type: control.TypePrepare, Generation: next.number}, fd)
+	if err := firstRefusal(errs); err != nil {
+		askAll(workers, control.Message{Type: control.TypeAbort, Generation: next.number}, -1)
+		return nil, err
+	}
+
+	// From here on next is in force: a worker that cannot follow is replaced
+	// by one that starts with it.
+	m.mu.Lock()
+	m.current = next
+	m.failures = next.failures
+	m.mu.Unlock()
+	errs = askAll(workers, control.Message{Type: control.TypeCommit, Generation: next.number}, -1)
+	for slot, err := range errs {
+		if err != nil {
+			m.log.Error("worker did not follow the reload and is replaced", "slot", slot, "err", err)
+			workers[slot].kill()
+			<-workers[slot].ended
+		}
+	}
+	return &control.Applied{Generation: next.number, Workers: len(workers)}, nil
+}
+
+// askAll calls all workers at once and returns each one's error by its slot.
+func askAll(workers map[int]*incarnation, msg control.Message, fd int) map[int]error {
+	errs := make(map[int]error, len(workers))
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for slot, in := range workers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			_, err := in.call(msg, fd, reloadTimeout)
+			mu.Lock()
+			errs[slot] = err
+			mu.Unlock()
+		}()
+	}
+	wg.Wait()
+	return errs
+}
+
+// firstRefusal returns the error that says most: a refusal before the loss of a
+// worker.
+func firstRefusal(errs map[int]error) error {
+	var lost error
+	for slot, err := range errs {
+		switch {
+		case errors.Is(err, errGone):
+			lost = fmt.Errorf("worker %d: %w", slot, err)
+		case err != nil:
+			return fmt.Errorf("worker %d: %w", slot, err)
+		}
+	}
+	return lost
+}
+
+// awaitRunning waits until every slot has a running worker, or too long.
+func (m *Master) awaitRunning() {
+	deadline := time.Now().Add(reloadTimeout)
+	for len(m.running()) < len(m.slots) && time.Now().Before(deadline) && !m.isStopping() {
+		time.Sleep(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,160 @@
+package supervisor
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+)
+
+// sampleTimeout is how long a worker's loop may take to bring its counters up
+// to date.
+const sampleTimeout = 500 * time.Millisecond
+
+// Status collects what there is to know about the master and its workers.
+func (m *Master) Status() *control.Status {
+	stale := m.sample()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.current
+	s := &control.Status{
+		Version:    m.options.Version,
+		PID:        os.Getpid(),
+		Started:    m.started,
+		Uptime:     time.Since(m.started).Seconds(),
+		Draining:   m.isStopping(),
+		Generation: g.number,
+		Config: control.ConfigStatus{
+			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),
+		},
+		Engine:    m.engine,
+		Listeners: m.addresses(),
+		Backends:  backendStatus(g, m.failures),
+	}
+	var totals shm.Totals
+	for _, slot := range m.slots {
+		w, sum := m.workerStatus(slot)
+		w.Stale = slot.in != nil && stale[slot.in]
+		totals.Add(&sum)
+		s.Workers = append(s.Workers, w)
+	}
+	s.Totals = m.totalsStatus(&totals)
+	return s
+}
+
+// sample has all running workers bring their counters up to date, and returns
+// those that did not.
+func (m *Master) sample() map[*incarnation]bool {
+	stale := map[*incarnation]bool{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, in := range m.running() {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if _, err := in.call(control.Message{Type: control.TypeSample}, -1, sampleTimeout); err != nil {
+				mu.Lock()
+				stale[in] = true
+				mu.Unlock()
+			}
+		}()
+	}
+	wg.Wait()
+	return stale
+}
+
+// workerStatus is one slot and the sum of its workers' counters. m.mu is held.
+func (m *Master) workerStatus(s *slot) (control.WorkerStatus, shm.Totals) {
+	w := control.WorkerStatus{Slot: s.number, State: s.state, Restarts: s.restarts, LastDeath: s.lastDeath}
+	sum := s.base
+	if in := s.in; in != nil {
+		c := &in.page.Counters
+		sum.Add(&c.Totals)
+		w.PID = in.pid
+		w.Engine, w.Detail, w.Fallback = in.engine.Name, in.engine.Detail, in.engine.Fallback
+		w.Uptime = time.Since(in.started).Seconds()
+		w.Generation = c.Generation
+		w.Connections = c.Connections
+		w.BackendIdle = c.BackendIdle
+		w.BuffersLent = c.BuffersLent
+		w.BuffersMapped = c.BuffersMapped
+		w.Goroutines = c.Goroutines
+	}
+	w.Totals = m.totalsStatus(&sum)
+	return w, sum
+}
+
+// totalsStatus is t with the reasons' words.
+func (m *Master) totalsStatus(t *shm.Totals) control.Totals {
+	out := control.Totals{
+		Accepted:        t.Accepted,
+		Requests:        t.Requests,
+		BackendConnects: t.BackendConnects,
+		BackendReused:   t.BackendReused,
+		Retries:         t.Retries,
+		BytesIn:         t.BytesIn,
+		BytesOut:        t.BytesOut,
+		AcceptPaused:    t.AcceptPaused,
+		Quarantined:     t.Quarantined,
+		LoopTurns:       t.LoopTurns,
+		Waits:           t.Waits,
+		Calls:           t.Calls,
+		HeapObjects:     t.HeapObjects,
+	}
+	for i, n := range t.Reasons {
+		if n == 0 {
+			continue
+		}
+		word := fmt.Sprintf("reason_%d", i)
+		if i < len(m.options.Reasons) {
+			word = m.options.Reasons[i]
+		}
+		if out.Reasons == nil {
+			out.Reasons = map[string]uint64{}
+		}
+		out.Reasons[word] += n
+	}
+	return out
+}
+
+// drift says how the file differs from what is in force.
+func (m *Master) drift(g *generation) string {
+	if m.options.Path == "" {
+		if g.source == sourceMemory {
+			return "applied from memory; a restart ends it"
+		}
+		return ""
+	}
+	text, err := os.ReadFile(m.options.Path)
+	switch {
+	case err != nil:
+		return "the file cannot be read: " + err.Error()
+	case sum(text) == sum(g.text):
+		return ""
+	case g.source == sourceMemory:
+		return "applied from memory, differs from the file; the next reload or restart ends it"
+	}
+	return "the file has changed since it was loaded"
+}
+
+// backendStatus lists the backends by host.
+func backendStatus(g *generation, failures map[string]string) []control.BackendStatus {
+	routes := g.hosts()
+	list := make([]control.BackendStatus, 0, len(routes))
+	for _, host := range slices.Sorted(maps.Keys(routes)) {
+		b := control.BackendStatus{Host: host, Routes: routes[host], Addresses: g.addresses[host], Error: failures[host]}
+		if fixedAddress(host) {
+			b.Addresses = []string{host}
+		}
+		if b.Addresses == nil {
+			b.Addresses = []string{}
+		}
+		list = append(list, b)
+	}
+	return list
+}

@@ -1,0 +1,147 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+)
+
+// drainGrace is what workers may need beyond the drain deadline to say that it
+// passed.
+const drainGrace = 2 * time.Second
+
+// obey does what signals ask for until one has stopped the master.
+func (m *Master) obey(signals <-chan os.Signal) error {
+	for s := range signals {
+		if s != syscall.SIGHUP {
+			return m.stop(s, signals)
+		}
+		go func() { // a signal to stop must not wait for it
+			if _, err := m.Reload(); err != nil {
+				m.log.Error("reload", "err", err)
+			}
+		}()
+	}
+	return nil
+}
+
+// stop drains all workers and waits for them. A second signal ends them at
+// once.
+func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
+	g := m.generation()
+	delay, deadline := g.cfg.Timeouts.DrainDelay, g.cfg.Timeouts.Drain
+	m.log.Info("stopping", "signal", why.String(), "delay", delay, "deadline", deadline)
+	second := make(chan os.Signal, 1)
+	go func() {
+		for s := range signals {
+			if s != syscall.SIGHUP {
+				second <- s
+				return
+			}
+		}
+	}()
+	select {
+	case <-time.After(delay):
+	case s := <-second:
+		return m.stopAtOnce(s)
+	}
+
+	m.mu.Lock()
+	close(m.stopping)
+	m.mu.Unlock()
+	drained := make(chan struct{})
+	go func() {
+		m.drainAll(deadline)
+		m.slotsEnded.Wait()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+	case s := <-second:
+		return m.stopAtOnce(s)
+	case <-time.After(deadline + drainGrace):
+		m.log.Error("workers did not end in time and are killed")
+		m.abandon()
+	}
+	return errors.Join(m.drainResult(), m.closeListeners())
+}
+
+// drainAll tells every worker to drain, then lets go of the listeners: what
+// waits in accept queues is then accepted or refused, never left hanging.
+func (m *Master) drainAll(deadline time.Duration) {
+	m.awaitTurn()
+	var wg sync.WaitGroup
+	for _, in := range m.drainable() {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline}, -1, deadline+drainGrace)
+			if err != nil && !errors.Is(err, errGone) {
+				m.log.Error("worker does not drain and is killed", "pid", in.pid, "err", err)
+				in.kill()
+			}
+		}()
+	}
+	wg.Wait()
+	if err := m.closeListeners(); err != nil {
+		m.log.Error("listeners", "err", err)
+	}
+}
+
+// drainable marks all workers as draining and returns them.
+func (m *Master) drainable() []*incarnation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []*incarnation
+	for _, s := range m.slots {
+		if s.in != nil {
+			s.state = control.WorkerDraining
+			list = append(list, s.in)
+		}
+	}
+	return list
+}
+
+// drainResult tells whether every connection ended in order.
+func (m *Master) drainResult() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	cut, lost := 0, 0
+	for _, s := range m.slots {
+		cut += s.lastCut
+		if !s.lastClean && s.lastDeath != "" {
+			lost++
+		}
+	}
+	if cut == 0 && lost == 0 {
+		m.log.Info("stopped")
+		return nil
+	}
+	m.log.Warn("stopped", "connections_cut", cut, "workers_killed", lost)
+	return &ExitError{Code: exitCut, Err: errors.New("the drain deadline passed before all connections ended")}
+}
+
+// stopAtOnce kills all workers.
+func (m *Master) stopAtOnce(why os.Signal) error {
+	m.log.Warn("stopping at once", "signal", why.String())
+	m.abandon()
+	return errors.Join(&ExitError{Code: exitCut, Err: errors.New("stopped at once by a second signal")}, m.closeListeners())
+}
+
+// probeOnThread runs probe on a thread that ends with it: an engine belongs to
+// the thread that opened it.
+func probeOnThread(probe func(string) (string, error), engine string) (detail string, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked
+		detail, err = probe(engine)
+	}()
+	<-done
+	return detail, err
+}

@@ -1,0 +1,347 @@
+// Package supervisor is the master process. It makes and keeps the listening
+// sockets, starts one worker per slot from the running program's own image,
+// replaces those that die, brings configurations to all of them in two phases,
+// resolves names, and answers cupctl. No byte of traffic passes through it.
+//
+// What a worker does is not this package's business: it knows workers by the
+// messages of package control and the pages of internal/shm.
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+)
+
+// Engines that can be asked for.
+const (
+	EngineAuto  = "auto" // io_uring, or epoll where that is refused
+	EngineRing  = "uring"
+	EngineEpoll = "epoll"
+)
+
+// AdminOff as Options.Admin means that there is no admin socket.
+const AdminOff = "off"
+
+// Options say how a master runs. Flags beat the configuration.
+type Options struct {
+	// Path is the configuration file. If it is empty, Text is the
+	// configuration, and Name stands for it in messages.
+	Path string
+	Text []byte
+	Name string
+
+	Engine  string // EngineAuto, EngineRing or EngineEpoll
+	Workers int    // 0: as configured
+	// Admin is "unix:PATH", AdminOff, or empty: as configured.
+	Admin string
+	// AdminOptional lets the master run without an admin socket when another
+	// one has it.
+	AdminOptional bool
+
+	Version string
+	Log     *slog.Logger
+	// Probe opens an engine for real and describes it, or says why it cannot
+	// be had here. It is called on a thread of its own.
+	Probe func(engine string) (detail string, err error)
+	// Reasons are the words for shm.Totals.Reasons, by index.
+	Reasons []string
+	// Ready, if set, is called when all workers accept connections.
+	Ready func(addresses []string)
+}
+
+// Exit codes of the master.
+const (
+	exitFailed  = 1 // could not start
+	exitCut     = 3 // the drain deadline passed, or a second signal came
+	exitInvalid = 4
+)
+
+// ExitError is an end that is not clean.
+type ExitError struct {
+	Code int
+	Err  error
+}
+
+// Error is the text of the cause.
+func (e *ExitError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// ExitCode is the exit status that err means: 0 for nil.
+func ExitCode(err error) int {
+	var exit *ExitError
+	var invalid config.Errors
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.Code
+	case errors.As(err, &invalid):
+		return exitInvalid
+	}
+	return exitFailed
+}
+
+// Master supervises the workers.
+type Master struct {
+	options Options
+	log     *slog.Logger
+	started time.Time
+	engine  control.EngineStatus
+	groups  []*group
+	slots   []*slot
+	spawner *spawner
+	lookup  lookupFunc
+
+	// applying serializes reloads; it is taken before turn.
+	applying sync.Mutex
+	// turn is held for reading while a worker starts, and for writing while
+	// a reload runs.
+	turn sync.RWMutex
+
+	mu         sync.Mutex
+	current    *generation
+	failures   map[string]string // why names do not resolve now
+	lastNumber uint64            // of generations; guarded by turn
+
+	stopping   chan struct{} // closed when the master begins to stop
+	slotsEnded sync.WaitGroup
+}
+
+// Run runs a master until a signal stops it. The error tells how the process
+// should exit: see ExitCode.
+func Run(o Options) error {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	// A reader of the log that goes away must not end the master.
+	signal.Ignore(syscall.SIGPIPE)
+
+	m := newMaster(o)
+	admin, err := m.start()
+	if err != nil {
+		return err
+	}
+	m.announce(admin)
+	background := make(chan struct{})
+	go m.keepResolving(background)
+	err = m.obey(signals)
+	close(background)
+	return errors.Join(err, admin.close())
+}
+
+func newMaster(o Options) *Master {
+	return &Master{
+		options: o, log: o.Log, started: time.Now(), spawner: newSpawner(),
+		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}),
+	}
+}
+
+// start brings everything up, or nothing.
+func (m *Master) start() (*adminServer, error) {
+	if files, err := sys.RaiseFileLimit(); err != nil {
+		m.log.Warn("descriptors", "limit", files, "err", err)
+	}
+	g, err := m.firstGeneration()
+	if err != nil {
+		return nil, err
+	}
+	if m.engine, err = chooseEngine(m.options.Engine, m.options.Probe, m.log); err != nil {
+		return nil, err
+	}
+	count := m.options.Workers
+	if count == 0 {
+		count = g.cfg.Workers
+	}
+	if count == 0 {
+		count = usableCPUs()
+	}
+	for _, root := range g.cfg.Root {
+		gr, err := listenOn(root, count)
+		if err != nil {
+			return nil, errors.Join(err, m.closeListeners())
+		}
+		m.groups = append(m.groups, gr)
+	}
+	admin, err := m.listenAdmin(g)
+	if err != nil {
+		return nil, errors.Join(err, m.closeListeners())
+	}
+	g.resolve(m.lookup, nil)
+	for host, why := range g.failures {
+		m.log.Warn("backend does not resolve", "backend", host, "err", why)
+	}
+	m.lastNumber = 1
+	g.number = 1
+	m.current, m.failures = g, g.failures
+	if err := m.startWorkers(count); err != nil {
+		return nil, errors.Join(err, admin.close(), m.closeListeners())
+	}
+	admin.serve()
+	return admin, nil
+}
+
+// firstGeneration is what the master was told to serve.
+func (m *Master) firstGeneration() (*generation, error) {
+	if m.options.Path != "" {
+		return load(m.options.Path)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	return parse(m.options.Name, m.options.Text, dir, sourceDemo)
+}
+
+// startWorkers starts a worker per slot. One that cannot start is an error,
+// and then none is left.
+func (m *Master) startWorkers(count int) error {
+	for i := range count {
+		m.slots = append(m.slots, &slot{number: i, state: control.WorkerStarting})
+	}
+	first := make(chan error, count)
+	m.slotsEnded.Add(count)
+	for _, s := range m.slots {
+		go m.keep(s, first)
+	}
+	for range m.slots {
+		if err := <-first; err != nil {
+			m.abandon()
+			return fmt.Errorf("worker: %w", err)
+		}
+	}
+	return nil
+}
+
+// abandon ends all workers at once.
+func (m *Master) abandon() {
+	m.mu.Lock()
+	if !m.isStopping() {
+		close(m.stopping)
+	}
+	m.mu.Unlock()
+	m.killAll()
+	m.slotsEnded.Wait()
+}
+
+// killAll kills every worker that there is. Those about to be started are not:
+// a master that is stopping starts none.
+func (m *Master) killAll() {
+	kill := func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, s := range m.slots {
+			if s.in != nil {
+				s.in.kill()
+			}
+		}
+	}
+	kill()
+	m.awaitTurn() // which no worker that lives can hold up any more
+	kill()
+}
+
+// awaitTurn waits for the starts and the reload under way. After stopping was
+// closed no other follows.
+func (m *Master) awaitTurn() {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+}
+
+// announce tells that all workers accept connections.
+func (m *Master) announce(admin *adminServer) {
+	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
+		"workers", len(m.slots), "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name())
+	if m.options.Ready != nil {
+		m.options.Ready(m.addresses())
+	}
+}
+
+// addresses are those that are listened on, in the configuration's order.
+func (m *Master) addresses() []string {
+	var list []string
+	for _, g := range m.groups {
+		list = append(list, g.address)
+	}
+	return list
+}
+
+// closeListeners gives all addresses up. No worker may be about to start.
+func (m *Master) closeListeners() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, g := range m.groups {
+		errs = append(errs, g.close())
+	}
+	return errors.Join(errs...)
+}
+
+// generation is the one in force.
+func (m *Master) generation() *generation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current
+}
+
+func (m *Master) isStopping() bool {
+	select {
+	case <-m.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// keepResolving resolves the names of backends again and again until done is
+// closed.
+func (m *Master) keepResolving(done <-chan struct{}) {
+	wait := resolveSooner
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(wait):
+		}
+		wait = resolveSooner
+		if m.refreshAddresses() {
+			wait = resolveEvery
+		}
+	}
+}
+
+// chooseEngine decides what the workers are to open.
+func chooseEngine(asked string, probe func(string) (string, error), log *slog.Logger) (control.EngineStatus, error) {
+	if asked == "" {
+		asked = EngineAuto
+	}
+	status := control.EngineStatus{Asked: asked, Used: asked}
+	if asked == EngineAuto {
+		status.Used = EngineRing
+	}
+	var err error
+	if status.Detail, err = probeOnThread(probe, status.Used); err == nil {
+		return status, nil
+	}
+	if asked != EngineAuto {
+		return status, fmt.Errorf("%s cannot be used: %w", asked, err)
+	}
+	log.Warn(fmt.Sprintf("%s cannot be used: %v", EngineRing, err), "instead", EngineEpoll)
+	status.Used, status.Fallback = EngineEpoll, err.Error()
+	if status.Detail, err = probeOnThread(probe, EngineEpoll); err != nil {
+		return status, fmt.Errorf("%s cannot be used: %w", EngineEpoll, err)
+	}
+	return status, nil
+}
