@@ -1,0 +1,6 @@
+package sys
+
+import "golang.org/x/sys/unix"
+
+// auditArch is how seccomp names the architecture (<linux/audit.h>).
+const auditArch = unix.AUDIT_ARCH_X86_64
