@@ -458,6 +458,30 @@ func TestRequestLimits(t *testing.T) {
 	}
 }
 
+// A head that comes byte by byte costs no more than one that comes whole: what
+// was read is not read again, but for the few bytes of a version.
+func TestHeadsAreReadOnce(t *testing.T) {
+	long := strings.Repeat("x", 4000)
+	request := "\r\nGET /" + long + "?" + long + " HTTP/1.1\r\nHost: a\r\n" + long + ": " + long + "\r\n\r\n"
+	response := "HTTP/1.1 200 " + long + "\r\n" + long + ": " + long + "\r\n\r\n"
+	var (
+		req RequestParser
+		res ResponseParser
+		h   message.Head
+		lim = Limits{TargetBytes: 10000}
+	)
+	for i := 3; i < len(request); i++ {
+		_, err := req.Parse(&h, []byte(request[:i]), &lim)
+		require.Equal(t, ErrPartial, err)
+		require.GreaterOrEqual(t, req.start+req.at, i-len("HTTP/1.1\r"))
+	}
+	for i := range len(response) {
+		_, err := res.Parse(&h, []byte(response[:i]), nil, message.MethodGet)
+		require.Equal(t, ErrPartial, err)
+		require.GreaterOrEqual(t, res.at, i-len("HTTP/1.1 200"))
+	}
+}
+
 // After a head, an error or Reset the parser begins anew, and so does the head.
 func TestRequestParserIsReused(t *testing.T) {
 	var (
