@@ -12,12 +12,12 @@ import (
 // through cold memory: few and hot is faster, and dry costs a turn.
 const (
 	headsHot     = 32   // 1 MiB
-	headsMax     = 1024 // 32 MiB
+	headsMax     = 512  // 16 MiB
 	headsPerRecv = 4    // one burst of MultiBytes
 	bodiesHot    = 4    // 1 MiB
-	bodiesMax    = 256  // 64 MiB
+	bodiesMax    = 64   // 16 MiB
 	poolShare    = 4    // a group lends the kernel at most 1/4 of the pool
-	decayTurns   = 4096 // refills after which an unneeded half is no longer lent
+	decayTurns   = 4096 // turns without running dry after which the half must do
 )
 
 // group is one class's buffers that the kernel fills: a provided-buffer ring.
@@ -37,7 +37,6 @@ type group struct {
 	full     bool // all of target was lent at the last refill
 	dry      bool // the kernel found no buffer since
 	turns    int  // since the target was last looked at
-	low      int  // least of out in these turns
 	starved  []descRef
 }
 
@@ -78,18 +77,15 @@ func (g *group) refill() {
 	if g.armed == 0 && len(g.starved) == 0 {
 		return
 	}
-	g.low = min(g.low, g.out)
-	if g.turns++; g.turns == decayTurns {
-		if g.low > g.target/2 {
-			g.target = max(g.hot, g.target/2)
-		}
-		g.turns, g.low = 0, g.target
-	}
 	if g.dry && g.full {
 		g.target = min(2*g.target, len(g.entries))
-		g.turns, g.low = 0, g.target
+		g.turns = 0
 	}
 	g.dry = false
+	if g.turns++; g.turns == decayTurns {
+		g.target = max(g.hot, g.target/2)
+		g.turns = 0
+	}
 	want := min(g.target, g.perRecv*(g.armed+len(g.starved)))
 	if g.out >= want {
 		g.full = want == g.target

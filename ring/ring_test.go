@@ -1,13 +1,17 @@
 package ring
 
 import (
+	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
+	abi "github.com/iceber/iouring-go/syscall"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -165,4 +169,590 @@ func TestEcho(t *testing.T) {
 		require.Zero(t, r.Stats().InFlight)
 		require.Equal(t, 1, r.Stats().Attached)
 	})
+}
+
+// write gives the raw end of a pair bytes to send.
+func (r *rig) write(peer int32, b []byte) {
+	r.Helper()
+	for len(b) > 0 {
+		n, errno := sys.Send(peer, b)
+		require.Zero(r, errno)
+		b = b[n:]
+	}
+}
+
+// A multishot receive ends after MultiBytes and one burst, however much there is.
+func TestMultiEnds(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 16<<20)
+		fd, peer := r.pair()
+		require.NoError(t, unix.SetsockoptInt(int(peer), unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20))
+		sent := 0
+		for ; ; sent++ {
+			if _, errno := sys.Send(peer, bytes.Repeat([]byte{byte(sent)}, 1000)); errno != 0 {
+				break
+			}
+		}
+		require.Greater(t, sent*1000, 2*loop.MultiBytes)
+		recv := &loop.Op{Code: loop.RecvMulti, FD: fd}
+		var got []byte
+		var series int
+		deliver := func(op *loop.Op) {
+			require.Contains(t, []syscall.Errno{0, syscall.ECANCELED}, op.Err)
+			series += op.N
+			if op.Buf != nil {
+				got = append(got, op.Buf.Bytes()[:op.N]...)
+				op.Buf.Release()
+				op.Buf = nil
+			}
+			if len(got) == sent*1000 {
+				r.Cancel(op)
+			}
+		}
+		for len(got) < sent*1000 || recv.InFlight() {
+			if !recv.InFlight() {
+				series = 0
+				r.Submit(recv)
+			}
+			require.NoError(t, r.Poll(time.Second, deliver))
+			require.LessOrEqual(t, series, loop.MultiBytes+loop.HeadBytes)
+		}
+		for i := range got {
+			require.Equal(t, byte(i/1000), got[i])
+		}
+		r.CloseFD(fd)
+	})
+}
+
+// Receives that find no buffer wait for the pool, in order, and the submitter
+// sees nothing of it.
+func TestStarvedReceives(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 4*loop.HeadBytes) // of which the kernel gets one
+		const n = 5
+		var fds, peers [n]int32
+		var ops [n]loop.Op
+		for i := range n {
+			fds[i], peers[i] = r.pair()
+			ops[i] = loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fds[i]}
+			r.Submit(&ops[i])
+			r.write(peers[i], []byte{byte(i)})
+		}
+		var got []*loop.Op
+		for range 4 {
+			got = append(got, r.next())
+		}
+		r.quiet()
+		require.NotZero(t, r.Stats().NoBuffers)
+		require.Equal(t, 4*loop.HeadBytes, r.pool.Lent())
+		require.Equal(t, 1, r.Stats().InFlight)
+
+		waits := r.Stats().Waits
+		require.NoError(t, r.Poll(5*time.Millisecond, r.note)) // does not spin
+		require.Equal(t, waits+2, r.Stats().Waits)
+
+		var left *loop.Op
+		for i := range ops {
+			if ops[i].InFlight() {
+				left = &ops[i]
+			}
+		}
+		r.Cancel(left) // also while it waits
+		require.Equal(t, syscall.ECANCELED, r.next().Err)
+		r.Submit(left)
+		r.quiet()
+		for _, op := range got {
+			require.Zero(t, op.Err)
+			op.Buf.Release()
+			op.Buf = nil
+		}
+		require.Equal(t, left, r.next())
+		require.Equal(t, 1, left.N)
+		left.Buf.Release()
+		for _, fd := range fds {
+			r.CloseFD(fd)
+		}
+	})
+}
+
+// The kernel's share of buffers grows when it runs dry and falls when it is
+// not needed.
+func TestBuffersFollowTheLoad(t *testing.T) {
+	r := newRig(t, Config{}, 256<<20)
+	const n = 100
+	var peers [n]int32
+	var ops [n]loop.Op
+	for i := range n {
+		ops[i] = loop.Op{Code: loop.Recv, Size: loop.ClassHead}
+		ops[i].FD, peers[i] = r.pair()
+	}
+	round := func(n int) {
+		for i := range n {
+			r.Submit(&ops[i])
+			r.write(peers[i], []byte("x"))
+		}
+		for range n {
+			op := r.next()
+			require.Equal(t, 1, op.N)
+			op.Buf.Release()
+			op.Buf = nil
+		}
+	}
+	g := &r.groups[0]
+	require.Zero(t, g.out, "nothing is lent before it is needed")
+	for range 4 {
+		round(n)
+	}
+	require.Greater(t, g.target, headsHot)
+	dry := r.Stats().NoBuffers
+	require.NotZero(t, dry)
+	round(n)
+	require.Equal(t, dry, r.Stats().NoBuffers)
+	for range 3 * decayTurns {
+		round(1)
+	}
+	require.Equal(t, headsHot, g.target)
+	for i := range ops {
+		r.CloseFD(ops[i].FD)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 16<<20)
+		fd, peer := r.pair()
+		for _, armed := range []bool{false, true} {
+			for _, code := range []loop.Code{loop.Recv, loop.RecvMulti} {
+				op := &loop.Op{Code: code, Size: loop.ClassHead, FD: fd}
+				r.Submit(op)
+				if armed {
+					r.quiet()
+				}
+				r.Cancel(op)
+				r.Cancel(op)
+				require.Equal(t, op, r.next())
+				require.Equal(t, syscall.ECANCELED, op.Err)
+				require.False(t, op.InFlight())
+				r.Cancel(op) // not in flight: nothing
+				r.quiet()
+			}
+		}
+		// A send that got stuck tells what it sent.
+		big := make([]byte, 8<<20)
+		send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{big[:4<<20], big[4<<20:]}}
+		r.Submit(send)
+		r.quiet()
+		r.Cancel(send)
+		require.Equal(t, send, r.next())
+		require.Zero(t, send.Err)
+		require.Greater(t, send.N, 0)
+		require.Greater(t, r.Unsent(fd), 0)
+		got := 0
+		for buf := make([]byte, 1<<20); ; {
+			n, errno := sys.Recv(peer, buf)
+			if errno != 0 {
+				break
+			}
+			got += n
+		}
+		require.Equal(t, got, send.N)
+
+		// What came before the cancel is delivered.
+		op := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
+		r.write(peer, []byte("x"))
+		r.Submit(op)
+		r.Cancel(op)
+		require.Equal(t, op, r.next())
+		if op.Err == 0 {
+			require.Equal(t, 1, op.N)
+			op.Buf.Release()
+			op.Buf = nil
+		}
+		r.CloseFD(fd)
+	})
+}
+
+func (r *rig) listen() (fd int32, to *loop.Addr) {
+	l, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(r, err)
+	require.NoError(r, unix.Bind(l, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}))
+	require.NoError(r, unix.Listen(l, 4096))
+	require.NoError(r, r.Attach(int32(l)))
+	sa, err := unix.Getsockname(l)
+	require.NoError(r, err)
+	return int32(l), &loop.Addr{AddrPort: netip.AddrPortFrom(netip.IPv6Loopback(), uint16(sa.(*unix.SockaddrInet6).Port))}
+}
+
+// Accepts are served in submission order, also around cancelled ones, and more
+// of them than are mapped at a time.
+func TestAcceptOrder(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		l, to := r.listen()
+		const n = acceptsMapped + 10
+		var accepts [n]loop.Op
+		for i := range accepts {
+			accepts[i] = loop.Op{Code: loop.Accept, FD: l}
+			r.Submit(&accepts[i])
+		}
+		r.quiet()
+		r.Cancel(&accepts[1])
+		require.Equal(t, &accepts[1], r.next())
+		require.Equal(t, syscall.ECANCELED, accepts[1].Err)
+		r.Submit(&accepts[1])
+		order := append(append([]int{0}, seq(2, n)...), 1)
+		var fds []int32
+		var connects [n]loop.Op
+		for i := range connects {
+			connects[i] = loop.Op{Code: loop.Connect, Peer: to}
+			r.Submit(&connects[i])
+			fds = append(fds, connects[i].FD)
+		}
+		for left := 2 * n; left > 0; left-- {
+			op := r.next()
+			require.Zero(t, op.Err)
+			if op.Code == loop.Accept {
+				require.Equal(t, &accepts[order[0]], op)
+				order = order[1:]
+				require.True(t, op.Addr.Addr().IsLoopback())
+				fds = append(fds, int32(op.N))
+			}
+		}
+		for _, fd := range fds {
+			r.CloseFD(fd)
+		}
+		r.CloseFD(l)
+	})
+}
+
+func seq(from, to int) (s []int) {
+	for i := from; i < to; i++ {
+		s = append(s, i)
+	}
+	return s
+}
+
+// A later accept that is served first gives its connection to the first one.
+func TestServeFirst(t *testing.T) {
+	r := newRig(t, Config{}, 1<<20)
+	l, _ := r.listen()
+	d := r.at(l)
+	var ops [4]loop.Op
+	for i := range ops {
+		ops[i] = loop.Op{Code: loop.Accept, FD: l}
+		r.Submit(&ops[i])
+	}
+	slots := func() (order []int) {
+		for i := d.acceptFirst; i != 0; i = r.slots[i-1].next {
+			for k := range ops {
+				if r.slots[i-1].op == &ops[k] {
+					require.EqualValues(t, inFlight+i, ops[k].Engine)
+					order = append(order, k)
+				}
+			}
+		}
+		return order
+	}
+	require.Equal(t, []int{0, 1, 2, 3}, slots())
+	second := r.slots[d.acceptFirst-1].next
+	third := r.slots[second-1].next
+	r.slots[second-1].cancel = true
+	r.serveFirst(d, &r.slots[third-1])
+	require.Equal(t, []int{2, 1, 0, 3}, slots())
+	r.slots[second-1].cancel = false
+	r.serveFirst(d, &r.slots[d.acceptLast-1])
+	require.Equal(t, []int{1, 0, 3, 2}, slots())
+	for i := range ops {
+		r.Cancel(&ops[i])
+	}
+	for range ops {
+		require.Equal(t, syscall.ECANCELED, r.next().Err)
+	}
+	r.CloseFD(l)
+}
+
+func TestConnectFails(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		l, gone := r.listen()
+		r.CloseFD(l)
+		r.quiet()
+		for _, c := range []struct {
+			to   loop.Addr
+			want syscall.Errno
+			fd   bool
+		}{
+			{*gone, syscall.ECONNREFUSED, true},
+			{loop.Addr{Path: filepath.Join(t.TempDir(), "none")}, syscall.ENOENT, true},
+			{loop.Addr{Path: "@cloud-cup-nobody"}, syscall.ECONNREFUSED, true},
+			{loop.Addr{Path: string(make([]byte, 200))}, syscall.ENAMETOOLONG, false},
+			{loop.Addr{}, syscall.EDESTADDRREQ, false},
+		} {
+			op := &loop.Op{Code: loop.Connect, Peer: &c.to}
+			r.Submit(op)
+			require.Empty(t, r.done, "nothing is delivered by Submit")
+			if !c.fd {
+				r.Cancel(op)
+			}
+			require.Equal(t, op, r.next())
+			require.Equal(t, c.want, op.Err)
+			require.Equal(t, c.fd, op.FD >= 0)
+			if c.fd {
+				r.CloseFD(op.FD)
+			}
+		}
+		// An address nobody answers for: connecting goes on until cancelled.
+		op := &loop.Op{Code: loop.Connect, Peer: &loop.Addr{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")}}
+		full, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		defer unix.Close(full)
+		require.NoError(t, unix.Bind(full, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+		require.NoError(t, unix.Listen(full, 0))
+		sa, err := unix.Getsockname(full)
+		require.NoError(t, err)
+		op.Peer.AddrPort = netip.AddrPortFrom(op.Peer.AddrPort.Addr(), uint16(sa.(*unix.SockaddrInet4).Port))
+		first := &loop.Op{Code: loop.Connect, Peer: op.Peer} // fills the backlog
+		r.Submit(first)
+		require.Equal(t, first, r.next())
+		r.Submit(op)
+		r.quiet()
+		r.Cancel(op)
+		require.Equal(t, op, r.next())
+		require.Equal(t, syscall.ECANCELED, op.Err)
+		r.CloseFD(first.FD)
+		r.CloseFD(op.FD)
+	})
+}
+
+func TestWake(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		for range 3 {
+			go func() {
+				for range 100 {
+					r.Wake()
+				}
+			}()
+			require.NoError(t, r.Poll(-1, r.note))
+			before := r.Now()
+			require.NoError(t, r.Poll(20*time.Millisecond, r.note))
+			for r.Now()-before < int64(15*time.Millisecond) { // some of the 100
+				before = r.Now()
+				require.NoError(t, r.Poll(20*time.Millisecond, r.note))
+			}
+		}
+		require.Empty(t, r.done)
+	})
+}
+
+// An idle loop makes two calls and then sleeps, also through garbage
+// collections, which it does not delay.
+func TestIdle(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		before := r.Stats()
+		go func() {
+			for range 5 {
+				runtime.GC()
+				time.Sleep(10 * time.Millisecond)
+			}
+			r.Wake()
+		}()
+		start := time.Now()
+		require.NoError(t, r.Poll(-1, r.note))
+		require.GreaterOrEqual(t, time.Since(start), 50*time.Millisecond)
+		after := r.Stats()
+		require.Equal(t, before.Waits+2, after.Waits)
+		require.Equal(t, before.Calls, after.Calls)
+	})
+}
+
+// Poll waits as long as it was told, and its clock is the kernel's.
+func TestPollWaits(t *testing.T) {
+	r := newRig(t, Config{}, 1<<20)
+	for _, wait := range []time.Duration{time.Microsecond, time.Millisecond, rawWait, 12 * time.Millisecond} {
+		require.NoError(t, r.Poll(0, r.note))
+		before := r.Now()
+		require.NoError(t, r.Poll(wait, r.note))
+		took := time.Duration(r.Now() - before)
+		require.GreaterOrEqual(t, took, wait)
+		require.Less(t, took, wait+100*time.Millisecond)
+	}
+}
+
+// More submissions than entries are handed over in between.
+func TestQueueFull(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		c.Entries = 8
+		r := newRig(t, c, 16<<20)
+		const n = 100
+		var ops [n]loop.Op
+		for i := range ops {
+			ops[i] = loop.Op{Code: loop.Send, Vecs: [][]byte{{byte(i)}, {byte(i + 1)}}}
+			var peer int32
+			ops[i].FD, peer = r.pair()
+			r.Submit(&ops[i])
+			defer func() {
+				var b [3]byte
+				got, errno := sys.Recv(peer, b[:])
+				require.Zero(t, errno)
+				require.Equal(t, []byte{byte(i), byte(i + 1)}, b[:got])
+			}()
+		}
+		for range ops {
+			op := r.next()
+			require.Equal(t, 2, op.N)
+			r.CloseFD(op.FD)
+		}
+		require.NotZero(t, r.Stats().Overflows, "32 completions fit")
+	})
+}
+
+func TestBrokenContractPanics(t *testing.T) {
+	r := newRig(t, Config{}, 1<<20)
+	fd, _ := r.pair()
+	recv := &loop.Op{Code: loop.Recv, FD: fd}
+	r.Submit(recv)
+	for want, broken := range map[string]func(){
+		"ring: an Op in flight is submitted":                                  func() { r.Submit(recv) },
+		fmt.Sprintf("ring: second receive on descriptor %d", fd):              func() { r.Submit(&loop.Op{Code: loop.Recv, FD: fd}) },
+		fmt.Sprintf("ring: descriptor %d is closed with an Op in flight", fd): func() { r.CloseFD(fd) },
+		"ring: descriptor 9999 is not attached":                               func() { r.Submit(&loop.Op{Code: loop.Send, FD: 9999}) },
+		"ring: descriptor -1 is not attached":                                 func() { r.CloseFD(-1) },
+		"ring: Op with code 0":                                                func() { r.Submit(&loop.Op{}) },
+	} {
+		require.PanicsWithValue(t, want, broken)
+	}
+	r.Cancel(recv)
+	require.Equal(t, recv, r.next())
+	r.CloseFD(fd)
+	r.stats.InFlight = 0
+}
+
+// Close takes everything back from the kernel, whatever is in flight.
+func TestCloseInFlight(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 16<<20)
+		l, _ := r.listen()
+		r.Submit(&loop.Op{Code: loop.Accept, FD: l})
+		fd, peer := r.pair()
+		r.Submit(&loop.Op{Code: loop.RecvMulti, FD: fd})
+		r.Submit(&loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 8<<20)}})
+		r.quiet()
+		require.NotZero(t, r.Stats().BuffersOut)
+		r.write(peer, []byte("never delivered"))
+		require.NoError(t, r.Close())
+		require.Zero(t, r.pool.Lent())
+		require.Zero(t, sys.Close(fd))
+		require.Zero(t, sys.Close(l))
+	})
+}
+
+// pingPong returns a function that sends a byte each way between two sockets
+// of one engine.
+func pingPong(r *rig, recvCode loop.Code) func() {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(r, err)
+	var recv, send [2]loop.Op
+	vecs := [2][][]byte{{[]byte("x")}, {[]byte("y"), []byte("z")}}
+	for i, fd := range p {
+		require.NoError(r, r.Attach(int32(fd)))
+		recv[i] = loop.Op{Code: recvCode, Size: loop.ClassHead, FD: int32(fd), Tag: uint8(i)}
+		send[i] = loop.Op{Code: loop.Send, FD: int32(fd), Vecs: vecs[i]}
+		r.Submit(&recv[i])
+	}
+	r.Cleanup(func() {
+		for i := range recv {
+			require.Zero(r, r.Shutdown(recv[i].FD, unix.SHUT_RDWR))
+		}
+		for recv[0].InFlight() || recv[1].InFlight() {
+			require.NoError(r, r.Poll(time.Second, func(*loop.Op) {}))
+		}
+		for i := range recv {
+			r.CloseFD(recv[i].FD)
+		}
+	})
+	legs := 0
+	deliver := func(op *loop.Op) {
+		if op.Buf == nil {
+			return
+		}
+		op.Buf.Release()
+		op.Buf = nil
+		if !op.More {
+			r.Submit(op)
+		}
+		if legs++; op.Tag == 1 {
+			r.Submit(&send[1])
+		}
+	}
+	return func() {
+		for legs = 0; send[0].InFlight() || send[1].InFlight(); {
+			if err := r.Poll(time.Second, deliver); err != nil {
+				r.Fatal(err)
+			}
+		}
+		for r.Submit(&send[0]); legs < 2; {
+			if err := r.Poll(time.Second, deliver); err != nil {
+				r.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestNoAllocations(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		for _, code := range []loop.Code{loop.Recv, loop.RecvMulti} {
+			r := newRig(t, c, 16<<20)
+			l, to := r.listen()
+			accept := &loop.Op{Code: loop.Accept, FD: l}
+			connect := &loop.Op{Code: loop.Connect, Peer: to}
+			exchange := pingPong(r, code)
+			require.Zero(t, testing.AllocsPerRun(200, func() {
+				r.done = r.done[:0]
+				exchange()
+				r.Submit(accept)
+				r.Submit(connect)
+				for len(r.done) < 2 {
+					_ = r.Poll(-1, r.note)
+				}
+				r.CloseFD(int32(accept.N))
+				r.CloseFD(connect.FD)
+			}))
+			r.CloseFD(l)
+			r.done = nil
+		}
+	})
+}
+
+func BenchmarkPingPong(b *testing.B) {
+	for i, name := range []string{"best", "A", "B"} {
+		b.Run(name, func(b *testing.B) {
+			r := newRig(b, Config{Tier: Tier(i)}, 16<<20)
+			r.pool.Poison = false
+			exchange := pingPong(r, loop.RecvMulti)
+			b.ReportAllocs()
+			for b.Loop() {
+				exchange()
+			}
+		})
+	}
+}
+
+// BenchmarkNop measures what the ring itself costs per operation: an entry, a
+// 64th of a turn, and its completion.
+func BenchmarkNop(b *testing.B) {
+	r := newRig(b, Config{}, 1<<20)
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		s, _ := r.entry()
+		s.PrepOperation(abi.IORING_OP_NOP, -1, 0, 0, 0)
+		s.SetUserData(userData(kindIgnored, 0, 0))
+		if n++; n%64 == 0 {
+			if err := r.Poll(0, r.note); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 }
