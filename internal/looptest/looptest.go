@@ -1,0 +1,70 @@
+// Package looptest holds every engine to the contract of package loop: Run is
+// the suite that both pass, and Faulty an engine around another that behaves
+// as badly as the contract permits, for tests of what stands above.
+//
+// Short forms of the long tests run by default; CUP_LONG=1 in the environment
+// asks for the full ones.
+package looptest
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cloud-cup/cloud-cup/loop"
+)
+
+// long reports whether the full forms of the long tests were asked for.
+func long() bool { return os.Getenv("CUP_LONG") == "1" }
+
+// Run runs the suite on the engine that open returns. It is called once for
+// every kind of engine; open is called once for each test.
+func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
+	for _, test := range []struct {
+		name   string
+		memory int
+		run    func(*rig)
+	}{
+		{"accept", 8 << 20, testAccept},
+		{"accept in order", 8 << 20, testAcceptOrder},
+		{"accept without descriptors", 8 << 20, testAcceptEMFILE},
+		{"accept cancelled", 8 << 20, testAcceptCancel},
+		{"connect", 8 << 20, testConnect},
+		{"connect fails", 8 << 20, testConnectFails},
+		{"connect cancelled", 8 << 20, testConnectCancel},
+		{"connect reset", 8 << 20, testConnectReset},
+		{"unix sockets", 8 << 20, testUnix},
+		{"receive", 8 << 20, testRecv},
+		{"receive cancelled", 8 << 20, testRecvCancel},
+		{"receive reset", 8 << 20, testRecvReset},
+		{"receive series", 8 << 20, testMulti},
+		{"receive series ends", 8 << 20, testMultiEnds},
+		{"data and the end at once", 8 << 20, testDataThenEnd},
+		{"data and a reset at once", 8 << 20, testDataThenReset},
+		{"half-close", 8 << 20, testHalfClose},
+		{"shutdown ends operations", 8 << 20, testShutdown},
+		{"send", 8 << 20, testSend},
+		{"send to a slow reader", 8 << 20, testSendSlow},
+		{"send cancelled", 8 << 20, testSendCancel},
+		{"send reset", 8 << 20, testSendReset},
+		{"both directions", 8 << 20, testBothDirections},
+		{"unsent", 8 << 20, testUnsent},
+		{"buffers run out", 2 * loop.HeadBytes, testBuffersRunOut},
+		{"buffers run out for series", 2 * loop.HeadBytes, testBuffersRunOutMulti},
+		{"starved receive cancelled", 2 * loop.HeadBytes, testStarvedCancel},
+		{"greedy peer", 64 << 20, testGreedy},
+		{"descriptor used again", 8 << 20, testReuse},
+		{"descriptor used again inside deliver", 8 << 20, testReuseInDeliver},
+		{"descriptor shared", 8 << 20, testShared},
+		{"attach", 8 << 20, testAttach},
+		{"wake", 8 << 20, testWake},
+		{"waiting", 8 << 20, testWaiting},
+		{"broken contract", 8 << 20, testBroken},
+		{"close with operations in flight", 8 << 20, testCloseBusy},
+		{"allocations", 8 << 20, testAllocations},
+		{"random", 4 << 20, testRandom},
+		{"connections that come and go", 8 << 20, testChurn},
+		{"many connections", 64 << 20, testMany},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(newRig(t, open, test.memory)) })
+	}
+}
