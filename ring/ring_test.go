@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -754,5 +755,22 @@ func BenchmarkNop(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	}
+}
+
+// A loop that never sleeps lets others run and be collected, on one CPU too.
+func TestBusyLoopIsPreempted(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	r := newRig(t, Config{}, 16<<20)
+	exchange := pingPong(r, loop.RecvMulti)
+	var collected atomic.Bool
+	go func() {
+		for range 3 {
+			runtime.GC()
+		}
+		collected.Store(true)
+	}()
+	for end := time.Now().Add(10 * time.Second); !collected.Load(); exchange() {
+		require.True(t, time.Now().Before(end), "starved")
 	}
 }
