@@ -28,8 +28,8 @@
 //   - A receive with N = 0 and no error is the end of the peer's stream, and
 //     is final.
 //   - A send may end with fewer bytes than were given; the rest is the
-//     submitter's to submit again. A send that ends with an error may have
-//     sent a part that is not told. SIGPIPE is never raised.
+//     submitter's to submit again. A send that ends with an error has sent
+//     nothing. SIGPIPE is never raised.
 //   - After CloseFD no result of that descriptor is delivered, and a new
 //     descriptor that gets the same number is not taken for the old one.
 //

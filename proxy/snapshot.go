@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/balance"
@@ -69,12 +70,22 @@ type routeState struct {
 	balancer *balance.RoundRobin
 	backends []*backend // the balancer's members, set by Apply
 	members  []memberSpec
+	host     string // what requests without Host are sent with
 }
 
 // memberSpec is one address of one backend of a route.
 type memberSpec struct {
 	key    backendKey
+	addr   loop.Addr
 	weight int
+}
+
+// name is the backend as the log tells it.
+func (m *memberSpec) name() string {
+	if m.key.host == m.key.addr {
+		return m.key.host
+	}
+	return m.key.host + " (" + m.key.addr + ")"
 }
 
 // backendKey is a backend's identity: as long as a configuration names it, its
@@ -102,12 +113,16 @@ func Prepare(s *Snapshot) error {
 	s.all = make([]*routeState, 0, len(s.Routes))
 	for i := range s.Routes {
 		spec := &s.Routes[i]
-		r := &routeState{spec: spec}
+		r := &routeState{spec: spec, host: spec.Backends[0].Host}
+		if strings.HasPrefix(r.host, "unix:") {
+			r.host = "localhost"
+		}
 		for j := range spec.Backends {
 			b := &spec.Backends[j]
 			for _, a := range b.Addrs {
 				weight := max(1, b.Weight*weightScale/len(b.Addrs))
 				r.members = append(r.members, memberSpec{
+					addr:   a,
 					key:    backendKey{b.Host, a.String(), b.MaxFailure, b.Cooldown},
 					weight: weight,
 				})

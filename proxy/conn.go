@@ -1,0 +1,492 @@
+package proxy
+
+import (
+	"syscall"
+
+	"github.com/cloud-cup/cloud-cup/loop"
+	"golang.org/x/sys/unix"
+)
+
+// conn is the transport under a client connection or a backend stream: a
+// descriptor, what was received and not consumed, what waits to be sent, and
+// one deadline. It moves bytes and knows no protocol; its owner decides what
+// is wanted, and settle asks the engine for it.
+type conn struct {
+	p    *Proxy
+	self loop.Token
+	fd   int32
+
+	recv  loop.Op
+	send  loop.Op
+	batch *batch // of the send in flight
+
+	in  inQueue
+	out outQueue
+
+	// Bytes of our own making are written into pad behind padEnd, and queued.
+	pad    *loop.Buffer
+	padEnd int
+
+	owner owner
+
+	timer    loop.Timer
+	timerAt  int64 // when the timer fires, 0 if it is not scheduled
+	deadline int64 // when owner.timeout is due, 0 for never: the timer may fire earlier
+	waits    wait
+
+	eof       bool          // the peer's FIN was received
+	fault     syscall.Errno // the receive side failed
+	sendFault syscall.Errno // the send side failed: nothing more can be sent
+	progress  bool          // something moved since the deadline was set
+	isClient  bool
+	dirty     bool // in p.dirty
+	closing   bool // waiting for operations to come back, then freed
+}
+
+// owner is what a conn carries: a client connection or a backend stream.
+type owner interface {
+	// advance does all that can be done with the bytes and room there is.
+	advance()
+	// wantRecv is the kind of receive that is wanted now: 0 for none,
+	// loop.Recv or loop.RecvMulti.
+	wantRecv() (loop.Code, loop.Class)
+	// wantSend reports whether queued bytes may be sent now.
+	wantSend() bool
+	// wrote is told of n bytes that the kernel has taken.
+	wrote(n int)
+	// waitsFor tells which deadline runs now.
+	waitsFor() (wait, int64)
+	// timeout is called when the deadline has passed.
+	timeout()
+	// free gives the owner back after its conn was closed.
+	free()
+}
+
+// wait is what a deadline is for. A deadline starts anew when the kind changes
+// and on progress.
+type wait uint8
+
+const (
+	waitNothing wait = iota
+	waitIdle
+	waitDrain
+	waitHead
+	waitBody
+	waitSend
+	waitLinger
+	waitConnect
+)
+
+// Tags of a conn's operations.
+const (
+	tagRecv uint8 = iota + 1
+	tagSend
+	tagConnect
+	tagAccept
+)
+
+// batch is the vectors of one send. It is borrowed while the send is in
+// flight, so that idle connections do not carry it.
+type batch struct {
+	vecs [loop.VecsMax][]byte
+	next *batch
+}
+
+// open makes c ready for the descriptor fd.
+func (c *conn) open(fd int32) {
+	c.fd = fd
+	c.recv.User, c.recv.Tag = c.self, tagRecv
+	c.send.User, c.send.Tag = c.self, tagSend
+	c.send.Code = loop.Send
+	c.timer.User = c.self
+}
+
+// mark has c settled before the next turn.
+func (c *conn) mark() {
+	if !c.dirty {
+		c.dirty = true
+		c.p.dirty = append(c.p.dirty, c)
+	}
+}
+
+// settle advances the owner, then asks the engine for what is wanted.
+func (c *conn) settle() {
+	if !c.closing {
+		c.owner.advance()
+	}
+	if c.closing {
+		c.reap()
+		return
+	}
+	if !c.send.InFlight() && !c.out.empty() && c.sendFault == 0 && c.owner.wantSend() {
+		c.flush()
+	}
+	if !c.recv.InFlight() && !c.eof && c.fault == 0 {
+		if code, class := c.owner.wantRecv(); code != 0 {
+			c.recv.Code, c.recv.Size, c.recv.FD = code, class, c.fd
+			c.p.engine.Submit(&c.recv)
+		}
+	}
+	c.setDeadline()
+}
+
+// flush sends what is queued, as much as one send takes.
+func (c *conn) flush() {
+	b := c.p.takeBatch()
+	c.batch = b
+	c.send.Vecs = b.vecs[:c.out.gather(&b.vecs)]
+	c.send.FD = c.fd
+	c.p.engine.Submit(&c.send)
+}
+
+// received takes the result of c.recv.
+func (c *conn) received(op *loop.Op) {
+	c.mark()
+	if c.closing {
+		if op.Buf != nil {
+			op.Buf.Release()
+			op.Buf = nil
+		}
+		return
+	}
+	switch {
+	case op.Err == syscall.ECANCELED:
+	case op.Err != 0:
+		c.fault = op.Err
+	case op.N == 0:
+		c.eof = true
+	default:
+		c.progress = true
+		c.in.add(op.Buf, op.N)
+		op.Buf = nil
+	}
+}
+
+// room makes sure that n bytes of our own making can be written.
+func (c *conn) room(n int) bool {
+	if c.pad != nil {
+		if len(c.pad.Bytes())-c.padEnd >= n {
+			return true
+		}
+		c.dropPad()
+	}
+	class := loop.ClassSmall
+	for class.Bytes() < n {
+		if class == loop.ClassBody {
+			return false
+		}
+		class++
+	}
+	c.pad = c.p.pool.Get(class)
+	return c.pad != nil
+}
+
+// scratch is where bytes of our own making are appended, within room.
+func (c *conn) scratch() []byte { return c.pad.Bytes()[c.padEnd:c.padEnd] }
+
+// write queues b, which was appended to scratch.
+func (c *conn) write(b []byte) {
+	if n := len(c.out.segs); n > c.out.head && c.out.segs[n-1].buf == c.pad && c.out.padEnd == c.padEnd {
+		// It continues the last segment. A send of that is not disturbed:
+		// the bytes behind its end were not lent.
+		last := &c.out.segs[n-1]
+		last.b = last.b[:len(last.b)+len(b)]
+	} else {
+		c.pad.Retain()
+		c.out.add(c.pad, b)
+	}
+	c.padEnd += len(b)
+	c.out.padEnd = c.padEnd
+}
+
+func (c *conn) dropPad() {
+	if c.pad != nil {
+		c.pad.Release()
+		c.pad, c.padEnd = nil, 0
+	}
+}
+
+// sent takes the result of c.send.
+func (c *conn) sent(op *loop.Op) {
+	c.p.putBatch(c.batch)
+	c.batch = nil
+	c.send.Vecs = nil
+	if op.Err == 0 {
+		c.progress = true
+		c.out.sent(op.N)
+		if c.out.empty() {
+			c.dropPad()
+		}
+		c.owner.wrote(op.N)
+	} else if !c.closing {
+		c.sendFault = op.Err
+	}
+	c.mark()
+}
+
+// setDeadline starts, keeps or ends the deadline. The timer itself is moved
+// only when it would fire too late, so that a request costs no timer work.
+func (c *conn) setDeadline() {
+	kind, limit := c.owner.waitsFor()
+	if kind == waitNothing {
+		c.waits, c.deadline = kind, 0
+		return
+	}
+	if kind == c.waits && !c.progress {
+		return
+	}
+	c.waits, c.progress = kind, false
+	c.deadline = c.p.now + limit
+	if c.timerAt == 0 || c.deadline < c.timerAt {
+		c.timerAt = c.deadline
+		c.p.wheel.Schedule(&c.timer, c.deadline)
+	}
+}
+
+// fired is called when the timer fires.
+func (c *conn) fired() {
+	c.timerAt = 0
+	switch {
+	case c.deadline == 0 || c.closing:
+	case c.p.now < c.deadline:
+		c.timerAt = c.deadline
+		c.p.wheel.Schedule(&c.timer, c.deadline)
+	default:
+		c.waits, c.deadline = waitNothing, 0
+		c.owner.timeout()
+		c.mark()
+	}
+}
+
+// close ends c. It may be called twice and in any state; c is freed when its
+// operations have come back.
+func (c *conn) close() {
+	if c.closing {
+		return
+	}
+	c.closing = true
+	c.in.drop()
+	if c.recv.InFlight() || c.send.InFlight() {
+		// Ends both; a receive in flight would otherwise hold back the FIN.
+		if c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0 {
+			c.p.engine.Cancel(&c.recv)
+			c.p.engine.Cancel(&c.send)
+		}
+	}
+	c.mark()
+}
+
+// reap frees c once the kernel has returned all operations. Memory freed
+// earlier would still be written or read by it.
+func (c *conn) reap() {
+	if c.recv.InFlight() || c.send.InFlight() {
+		return // settled again by the last result
+	}
+	if s, ok := c.owner.(*stream); ok && s.connect.InFlight() {
+		return
+	}
+	c.out.drop()
+	c.in.drop()
+	c.dropPad()
+	if c.timerAt != 0 {
+		c.p.wheel.Stop(&c.timer)
+		c.timerAt = 0
+	}
+	if c.fd >= 0 {
+		c.p.engine.CloseFD(c.fd)
+	}
+	c.fd = -1
+	c.deadline, c.waits = 0, waitNothing
+	c.eof, c.fault, c.sendFault, c.progress, c.closing = false, 0, 0, false, false
+	c.self.Age++
+	c.owner.free()
+}
+
+// piece is a part of a received buffer.
+type piece struct {
+	buf        *loop.Buffer
+	start, end int
+}
+
+// inQueue is what was received and not consumed, in order. It is bounded: a
+// series of receives ends after loop.MultiBytes, and no other begins while
+// bytes wait.
+type inQueue struct {
+	pieces []piece
+}
+
+func (q *inQueue) empty() bool { return len(q.pieces) == 0 }
+
+// front is the first run of contiguous bytes.
+func (q *inQueue) front() []byte {
+	f := &q.pieces[0]
+	return f.buf.Bytes()[f.start:f.end]
+}
+
+// add appends the first n bytes of buf, whose count it takes over. Small
+// pieces are copied behind the last one, so that a peer that sends byte by
+// byte holds no more buffers than another.
+func (q *inQueue) add(buf *loop.Buffer, n int) {
+	if k := len(q.pieces); k > 0 {
+		last := &q.pieces[k-1]
+		// What lies behind end is lent to nobody, also if what lies before
+		// it is being sent.
+		if room := last.buf.Bytes()[last.end:]; n <= len(room) {
+			last.end += copy(room, buf.Bytes()[:n])
+			buf.Release()
+			return
+		}
+	}
+	q.pieces = append(q.pieces, piece{buf, 0, n})
+}
+
+// consume takes n bytes of the front away.
+func (q *inQueue) consume(n int) {
+	f := &q.pieces[0]
+	f.start += n
+	if f.start < f.end {
+		return
+	}
+	f.buf.Release()
+	q.pop()
+}
+
+// lend consumes n bytes of the front and returns them with one count of their
+// buffer, which the caller gives back.
+func (q *inQueue) lend(n int) (*loop.Buffer, []byte) {
+	f := &q.pieces[0]
+	buf, b := f.buf, f.buf.Bytes()[f.start:f.start+n]
+	f.start += n
+	if f.start < f.end {
+		buf.Retain()
+	} else {
+		q.pop()
+	}
+	return buf, b
+}
+
+func (q *inQueue) pop() {
+	n := copy(q.pieces, q.pieces[1:])
+	q.pieces[n] = piece{}
+	q.pieces = q.pieces[:n]
+}
+
+// join makes all bytes contiguous, in a buffer with room for more, so that a
+// head that spans receives can be parsed. It reports false if they are too
+// many for any buffer, or there is no memory.
+func (q *inQueue) join(pool *loop.Pool) bool {
+	total := 0
+	for _, f := range q.pieces {
+		total += f.end - f.start
+	}
+	if total >= loop.BodyBytes {
+		return false
+	}
+	class := loop.ClassHead
+	if total > loop.HeadBytes*3/4 {
+		class = loop.ClassBody
+	}
+	buf := pool.Get(class)
+	if buf == nil {
+		return false
+	}
+	n := 0
+	for _, f := range q.pieces {
+		n += copy(buf.Bytes()[n:], f.buf.Bytes()[f.start:f.end])
+		f.buf.Release()
+	}
+	clear(q.pieces)
+	q.pieces = append(q.pieces[:0], piece{buf, 0, n})
+	return true
+}
+
+// full reports whether the last buffer has no room behind its bytes, so that
+// what comes next will not be contiguous with them.
+func (q *inQueue) full() bool {
+	last := &q.pieces[len(q.pieces)-1]
+	return last.end == len(last.buf.Bytes())
+}
+
+func (q *inQueue) drop() {
+	for i := range q.pieces {
+		q.pieces[i].buf.Release()
+		q.pieces[i] = piece{}
+	}
+	q.pieces = q.pieces[:0]
+}
+
+// segment is bytes to send. buf is nil for bytes that live forever.
+type segment struct {
+	buf *loop.Buffer
+	b   []byte
+}
+
+// outQueue is what waits to be sent, in order.
+type outQueue struct {
+	segs []segment
+	head int // segs[:head] are sent
+	held int // bytes of the buffers that the queue holds, each segment's counted
+	// padEnd is the end in its conn's pad of the last segment, if that lies
+	// in the pad.
+	padEnd int
+}
+
+func (q *outQueue) empty() bool { return q.head == len(q.segs) }
+
+// add appends b, a part of buf whose one count the queue takes over.
+func (q *outQueue) add(buf *loop.Buffer, b []byte) {
+	if buf != nil {
+		q.held += len(buf.Bytes())
+	}
+	q.segs = append(q.segs, segment{buf, b})
+	q.padEnd = -1
+}
+
+// gather fills vecs from the front and returns how many it took.
+func (q *outQueue) gather(vecs *[loop.VecsMax][]byte) int {
+	n := 0
+	for _, s := range q.segs[q.head:] {
+		if n == len(vecs) {
+			break
+		}
+		vecs[n] = s.b
+		n++
+	}
+	return n
+}
+
+// sent takes n sent bytes away.
+func (q *outQueue) sent(n int) {
+	for n > 0 {
+		s := &q.segs[q.head]
+		if n < len(s.b) {
+			s.b = s.b[n:]
+			return
+		}
+		n -= len(s.b)
+		q.release(s)
+		q.head++
+	}
+	if q.head == len(q.segs) {
+		q.segs, q.head = q.segs[:0], 0
+	} else if q.head >= 64 {
+		k := copy(q.segs, q.segs[q.head:])
+		clear(q.segs[k:])
+		q.segs, q.head = q.segs[:k], 0
+	}
+}
+
+func (q *outQueue) release(s *segment) {
+	if s.buf != nil {
+		q.held -= len(s.buf.Bytes())
+		s.buf.Release()
+	}
+	*s = segment{}
+}
+
+func (q *outQueue) drop() {
+	for i := q.head; i < len(q.segs); i++ {
+		q.release(&q.segs[i])
+	}
+	q.segs, q.head = q.segs[:0], 0
+}

@@ -1,0 +1,405 @@
+package proxy
+
+import (
+	"syscall"
+
+	"github.com/cloud-cup/cloud-cup/balance"
+	"github.com/cloud-cup/cloud-cup/http1"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// exchangeState is how far an exchange is.
+type exchangeState uint8
+
+const (
+	exchangeFree    exchangeState = iota // in the free list
+	exchangeHead                         // the request's head is coming
+	exchangeAsk                          // a backend has the request, or will: no final head yet
+	exchangeRespond                      // the response's head is queued for the client, its body moves
+	exchangeDone                         // the response is queued whole, or cut
+	exchangeStates
+)
+
+// exchangeMoves lists the legal moves.
+var exchangeMoves = [exchangeStates][exchangeStates]bool{
+	exchangeFree:    {exchangeHead: true},
+	exchangeHead:    {exchangeAsk: true, exchangeDone: true, exchangeFree: true},
+	exchangeAsk:     {exchangeRespond: true, exchangeDone: true},
+	exchangeRespond: {exchangeDone: true},
+	exchangeDone:    {exchangeFree: true},
+}
+
+// attemptsMax bounds the backends that one request is tried on.
+const attemptsMax = 4
+
+// exchange is one request with its response. Both bodies move and end
+// independently. It knows its client and its backend stream, and nothing of
+// their descriptors. What it needs of the request's head after begin is
+// copied or rewritten: the received bytes are gone.
+type exchange struct {
+	p      *Proxy
+	state  exchangeState
+	client *client
+	stream *stream // nil before and between attempts
+	route  *routeState
+
+	reqParser  http1.RequestParser
+	respParser http1.ResponseParser
+	req        message.Head
+	resp       message.Head
+	reqBody    body
+	respBody   body
+
+	method   message.Method
+	minor    uint8 // of the client's HTTP/1 version
+	keep     bool  // the client's connection goes on after the response
+	head     []byte
+	headBuf  *loop.Buffer // holds head, the request's head as backends get it
+	tried    [attemptsMax]int16
+	attempts int
+	member   int            // of the route's balancer, while stream is set
+	failure  message.Reason // of the last attempt
+	stale    bool           // an idle connection turned out dead: the next attempt takes a new one
+	next     *exchange
+}
+
+func (x *exchange) become(next exchangeState) {
+	if !exchangeMoves[x.state][next] {
+		x.p.quarantine("exchange", int(x.state), int(next))
+	}
+	x.state = next
+}
+
+// begin starts the exchange of a request whose head is the first n bytes of
+// what the client's connection holds.
+func (x *exchange) begin(n int) {
+	c, p, req := x.client, x.p, &x.req
+	p.counters.Requests++
+	c.requests++
+	limits := &p.snap.Limits
+	x.method, x.minor = req.Method, req.Minor
+	x.keep = req.Persistent && !p.draining &&
+		(limits.RequestsPerConnection == 0 || c.requests < limits.RequestsPerConnection)
+
+	x.route, _ = p.snap.table.Lookup(req.Text(req.Host), req.Text(req.Path))
+	limit := x.route.spec.Limits.BodyBytes
+	x.reqBody.start(req.Framing, req.Length, req.Framing == message.FramingChunked, limit)
+	x.become(exchangeAsk)
+	if limit >= 0 && req.Framing == message.FramingLength && req.Length > limit {
+		x.fail(message.ReasonBodyTooLarge)
+		return
+	}
+	if !x.writeRequestHead() {
+		x.fail(message.ReasonMemory)
+		return
+	}
+	c.in.consume(n)
+	x.req.Bytes = nil // dies with the buffer
+	x.attempt()
+}
+
+// attempt chooses a backend and hands it the request.
+func (x *exchange) attempt() {
+	p := x.p
+	i := -1
+	if x.attempts < attemptsMax {
+		i = x.route.balancer.Pick(p.now, x.tried[:x.attempts])
+	}
+	if i < 0 {
+		switch {
+		case x.failure != message.ReasonNone:
+			x.fail(x.failure)
+		case x.route.balancer.Len() == 0:
+			x.fail(message.ReasonBackendUnresolved)
+		default:
+			x.fail(message.ReasonNoBackend)
+		}
+		return
+	}
+	x.askMember(i)
+}
+
+// askMember hands the request to a stream of the route's backend i.
+func (x *exchange) askMember(i int) {
+	b := x.route.backends[i]
+	x.member = i
+	var st *stream
+	if !x.stale {
+		st = b.takeIdle(x.p.now, x.method.Idempotent())
+	}
+	if st == nil {
+		st = b.dial()
+	} else {
+		x.p.counters.BackendReused++
+	}
+	x.stream = st
+	st.begin(x)
+	x.headBuf.Retain()
+	st.out.add(x.headBuf, x.head)
+	st.mark()
+	if !x.reqBody.done {
+		x.client.mark()
+	}
+}
+
+// wantsRequestBody reports whether more of the request's body may be
+// received: the backend's side has room for it.
+func (x *exchange) wantsRequestBody() bool {
+	return x.stream != nil && x.stream.out.held < x.p.allowance()
+}
+
+// moveRequest moves what has come of the request's body.
+func (x *exchange) moveRequest() {
+	c, st := x.client, x.stream
+	if x.reqBody.done {
+		return
+	}
+	if st == nil || !c.in.empty() && st.sendFault == 0 && !x.wantsRequestBody() {
+		return
+	}
+	var to *conn // a backend that takes no more, but may still answer
+	if st.sendFault == 0 {
+		to = &st.conn
+	}
+	if c.in.empty() && !c.eof {
+		return
+	}
+	err := x.reqBody.move(&c.in, to)
+	st.mark()
+	switch {
+	case err != nil:
+		x.fail(requestReason(err))
+	case x.reqBody.tooLarge():
+		x.fail(message.ReasonBodyTooLarge)
+	case !x.reqBody.done && c.in.empty() && c.eof:
+		c.gone() // the request will never be whole
+	case !x.reqBody.done && !c.in.empty():
+		x.p.starved = append(x.p.starved, c.self)
+	}
+}
+
+// requestReason is the reason of an error in a request's body.
+func requestReason(err error) message.Reason {
+	if e, ok := err.(*http1.SyntaxError); ok {
+		return e.Reason
+	}
+	return message.ReasonBadRequest
+}
+
+// respond forwards the final head of the response, which is the first n bytes
+// of what the stream's connection holds.
+func (x *exchange) respond(n int) {
+	c, st, resp := x.client, x.stream, &x.resp
+	x.route.succeeded(x)
+	toChunked := false
+	switch resp.Framing {
+	case message.FramingChunked, message.FramingClose:
+		toChunked = x.minor > 0
+		if !toChunked {
+			x.keep = false // the end of the connection is the end of the body
+		}
+	}
+	x.respBody.start(resp.Framing, resp.Length, toChunked, -1)
+	x.respBody.chunks.Response = true
+	if x.p.draining {
+		x.keep = false
+	}
+	if !x.writeResponseHead(resp, toChunked) {
+		x.fail(message.ReasonMemory)
+		return
+	}
+	st.in.consume(n)
+	x.become(exchangeRespond)
+	st.keep = resp.Persistent && resp.Framing != message.FramingClose
+	x.resp.Bytes = nil
+	st.become(streamBody)
+	x.copySmallBody()
+	c.mark()
+}
+
+// smallBody is the size up to which a body that came with its head is copied
+// behind it: one piece to send, and the received buffer is free at once.
+const smallBody = 1 << 10
+
+func (x *exchange) copySmallBody() {
+	b, st, c := &x.respBody, x.stream, x.client
+	if b.framing != message.FramingLength || b.left > smallBody || st.in.empty() {
+		return
+	}
+	n := int(b.left)
+	if p := st.in.front(); n > 0 && n <= len(p) && c.room(n) {
+		c.write(append(c.scratch(), p[:n]...))
+		st.in.consume(n)
+		b.left, b.done, b.moved = 0, true, int64(n)
+	}
+}
+
+// moveResponse moves what has come of the response's body, and ends the
+// exchange with it.
+func (x *exchange) moveResponse() {
+	c, st, b := x.client, x.stream, &x.respBody
+	if !b.done {
+		err := b.move(&st.in, &c.conn)
+		c.mark()
+		switch {
+		case err != nil:
+			x.fail(message.ReasonBackendMalformed)
+			return
+		case b.done:
+		case !st.in.empty():
+			x.p.starved = append(x.p.starved, st.self)
+			return
+		case st.fault == 0 && !st.eof:
+			return
+		case b.framing == message.FramingClose && st.fault == 0:
+			b.finish(&c.conn)
+		default:
+			x.fail(message.ReasonBackendReset)
+			return
+		}
+	}
+	x.finish()
+}
+
+// finish ends an exchange whose response is queued whole.
+func (x *exchange) finish() {
+	st := x.stream
+	x.stream = nil
+	st.release(x.reqBody.done)
+	x.end()
+}
+
+// end lets the client's connection go on, or come to its end.
+func (x *exchange) end() {
+	c := x.client
+	keep := x.keep && x.reqBody.done
+	x.become(exchangeDone)
+	c.endExchange()
+	if keep {
+		c.become(clientIdle)
+	} else {
+		c.become(clientFlush)
+	}
+	c.mark()
+}
+
+// attemptFailed is called when the stream ended before the final head of a
+// response. The request is sent again where that cannot do it twice: nothing
+// of it reached the backend, or it is idempotent and whole, and no byte of a
+// response came.
+func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
+	st := x.stream
+	x.stream = nil
+	x.failure = reason
+	stale := st.reused && !st.answered && reason == message.ReasonBackendReset
+	switch {
+	case reason == message.ReasonMemory: // ours, not the backend's
+		x.route.balancer.Abandoned(x.member)
+	case !stale:
+		x.route.failed(x, kind)
+	}
+	untouched := st.written == 0 && !st.send.InFlight()
+	again := !st.answered && (untouched || x.method.Idempotent() && x.reqBody.none()) &&
+		reason != message.ReasonMemory && x.p.mayRetry()
+	var queued outQueue
+	if again && untouched {
+		// Some of the body may be queued behind the head: it goes along.
+		queued, st.out = st.out, queued
+	}
+	st.x = nil
+	st.become(streamClosing)
+	if !again {
+		queued.drop()
+		x.fail(reason)
+		return
+	}
+	x.p.counters.Retries++
+	member := x.member
+	if stale && !x.stale {
+		x.stale = true
+		x.askMember(member)
+	} else {
+		x.tried[x.attempts] = int16(member)
+		x.attempts++
+		x.attempt()
+	}
+	if x.stream != nil && untouched {
+		x.stream.out.drop()
+		x.stream.out = queued
+	} else {
+		queued.drop()
+	}
+}
+
+// fail answers the client in the backend's place, or cuts a response that has
+// begun.
+func (x *exchange) fail(reason message.Reason) {
+	c := x.client
+	x.abandon()
+	if x.state == exchangeRespond {
+		x.p.count(reason)
+		x.keep = false
+		x.end()
+		return
+	}
+	x.keep = c.answer(reason, x.method == message.MethodHead, !x.keep || !x.reqBody.done)
+	x.end()
+}
+
+// abandon ends the stream of an exchange that will not use it any more.
+func (x *exchange) abandon() {
+	if st := x.stream; st != nil {
+		x.stream = nil
+		if x.state == exchangeAsk {
+			x.route.balancer.Abandoned(x.member)
+		}
+		st.x = nil
+		st.become(streamClosing)
+	}
+}
+
+// clientTimeout is called when the client sent nothing of the request's body
+// for too long.
+func (x *exchange) clientTimeout() { x.fail(message.ReasonClientTimeout) }
+
+// backendTimeout is called when the backend let a deadline pass.
+func (x *exchange) backendTimeout(w wait) {
+	switch {
+	case x.state == exchangeRespond:
+		x.fail(message.ReasonBackendTimeout)
+	case w == waitConnect:
+		x.attemptFailed(message.ReasonConnectTimeout, balance.TimedOut)
+	default:
+		// It has the request and is slow: asking another would do the work
+		// twice.
+		st := x.stream
+		st.answered = true
+		x.attemptFailed(message.ReasonBackendTimeout, balance.TimedOut)
+	}
+}
+
+// connectReason tells why a connection to a backend was not made.
+func connectReason(errno syscall.Errno) message.Reason {
+	switch errno {
+	case syscall.ETIMEDOUT:
+		return message.ReasonConnectTimeout
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EADDRNOTAVAIL:
+		return message.ReasonMemory
+	}
+	return message.ReasonBackendRefused
+}
+
+// succeeded and failed tell the route's balancer about the exchange's member.
+func (r *routeState) succeeded(x *exchange) {
+	if r.balancer.Succeeded(x.member) {
+		x.p.log.Info("backend is back", "backend", r.backends[x.member].name, "route", r.spec.Pattern)
+	}
+}
+
+func (r *routeState) failed(x *exchange, kind balance.Kind) {
+	if r.balancer.Failed(x.member, kind, x.p.now) {
+		x.p.log.Warn("backend is out", "backend", r.backends[x.member].name, "route", r.spec.Pattern,
+			"reason", x.failure.String())
+	}
+}

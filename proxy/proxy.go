@@ -1,0 +1,422 @@
+package proxy
+
+import (
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/balance"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// Config is what a Proxy needs.
+type Config struct {
+	Engine   loop.Engine
+	Pool     *loop.Pool // the one that Engine receives into
+	Slot     int        // this worker's number, of Slots
+	Slots    int
+	Log      *slog.Logger
+	Counters *shm.Counters
+}
+
+// Proxy serves all connections of one worker. One goroutine, locked to the
+// thread that opened the engine, calls everything but Post.
+type Proxy struct {
+	engine   loop.Engine
+	pool     *loop.Pool
+	wheel    *loop.Wheel
+	mailbox  *loop.Mailbox
+	log      *slog.Logger
+	counters *shm.Counters
+	slot     int
+
+	now       int64 // of this turn
+	deliverOp func(*loop.Op)
+	fireTimer func(*loop.Timer)
+
+	snap     *Snapshot
+	backends map[backendKey]*backend
+
+	conns   []*conn // by index
+	dirty   []*conn
+	starved []loop.Token // waiting for memory: looked at with the next tick
+	clients int          // client connections open
+	streams int          // backend connections open
+
+	freeClients   *client
+	freeStreams   *stream
+	freeExchanges *exchange
+	freeBatches   *batch
+
+	listeners    []*listener
+	acceptsArmed int
+	acceptPaused bool
+	acceptWarned int64
+	acceptTimer  loop.Timer
+	acceptedNow  bool // an accept succeeded in this turn
+	throttled    bool // an accept rests for want of room
+	stopAccept   bool
+
+	draining    bool
+	cutAt       int64 // the drain's deadline
+	tick        loop.Timer
+	ticking     bool
+	ticked      uint64 // engine results at the last tick
+	retryBudget int
+	retrySeen   uint64
+	stackLogged bool
+
+	dateAt   int64 // second that dateText tells
+	dateText []byte
+}
+
+// Tags of timers.
+const (
+	timerConn uint8 = iota
+	timerAccept
+	timerTick
+	timerCut
+)
+
+// New returns a Proxy that serves nothing yet: it needs Apply and Listen.
+func New(cfg Config) *Proxy {
+	p := &Proxy{
+		engine:      cfg.Engine,
+		pool:        cfg.Pool,
+		log:         cfg.Log,
+		counters:    cfg.Counters,
+		slot:        cfg.Slot,
+		now:         cfg.Engine.Now(),
+		backends:    make(map[backendKey]*backend),
+		retryBudget: retryBurst,
+		acceptTimer: loop.Timer{Tag: timerAccept},
+		tick:        loop.Timer{Tag: timerTick},
+	}
+	p.wheel = loop.NewWheel(p.now)
+	p.mailbox = loop.NewMailbox(cfg.Engine.Wake)
+	p.deliverOp, p.fireTimer = p.deliver, p.fire
+	return p
+}
+
+// Post has f called on the loop, between two turns. Any goroutine may call it.
+func (p *Proxy) Post(f func()) { p.mailbox.Post(f) }
+
+// Apply puts s in force for the requests that begin from now on; exchanges
+// under way end as they began. Backends that s names as before keep their
+// connections and their health; idle connections to others are closed. s must
+// have been prepared. On the loop's thread.
+func (p *Proxy) Apply(s *Snapshot) {
+	for _, b := range p.backends {
+		b.named = false
+	}
+	for _, r := range s.all {
+		members := make([]balance.Member, len(r.members))
+		r.backends = make([]*backend, len(r.members))
+		for i := range r.members {
+			m := &r.members[i]
+			b := p.backends[m.key]
+			if b == nil {
+				b = &backend{p: p, key: m.key, name: m.name(), addr: m.addr}
+				p.backends[m.key] = b
+			}
+			b.named = true
+			r.backends[i] = b
+			members[i] = balance.Member{
+				Row:        &b.row,
+				Weight:     m.weight,
+				MaxFailure: uint32(m.key.maxFailure),
+				Cooldown:   int64(m.key.cooldown),
+			}
+		}
+		r.balancer = balance.NewRoundRobin(members, p.slot+int(s.Generation))
+	}
+	p.snap = s
+	p.pool.SetLimit(s.Limits.Memory)
+	p.counters.Generation = s.Generation
+	for key, b := range p.backends {
+		if !b.named {
+			for b.idle != nil {
+				b.idle.become(streamClosing)
+			}
+			delete(p.backends, key)
+		}
+	}
+	p.armAccepts()
+	p.settle()
+}
+
+// Drain stops accepting, once what waits in the accept queue is taken, ends
+// idle connections, lets exchanges finish, and cuts what is left at the
+// deadline. Run returns when all is done. On the loop's thread.
+func (p *Proxy) Drain(deadline time.Duration) {
+	if p.draining {
+		return
+	}
+	p.draining = true
+	p.acceptedNow = true // the queue is known to be empty after a turn without
+	p.cutAt = p.now + int64(deadline)
+	p.wheel.Schedule(&loop.Timer{Tag: timerCut}, p.cutAt)
+	for _, c := range p.conns {
+		c.mark()
+	}
+	p.settle()
+}
+
+// Run turns the loop until a Drain is complete. cut is the number of client
+// connections that the deadline of the drain ended. An error is the engine's,
+// and final.
+func (p *Proxy) Run() (cut int, err error) {
+	for {
+		wait := p.wheel.Next(p.now)
+		if p.draining {
+			if !p.stopAccept {
+				wait = 0
+			}
+			p.stopAccepting()
+			if p.drained() {
+				return 0, nil
+			}
+			if p.now >= p.cutAt {
+				return p.clients, nil
+			}
+		}
+		if err := p.engine.Poll(wait, p.deliverOp); err != nil {
+			return p.clients, err
+		}
+		p.turn()
+	}
+}
+
+// turn does what follows a Poll.
+func (p *Proxy) turn() {
+	p.counters.LoopTurns++
+	p.now = p.engine.Now()
+	p.wheel.Advance(p.now, p.fireTimer)
+	p.mailbox.Run()
+	p.settle()
+}
+
+// drained reports whether nothing is left to do.
+func (p *Proxy) drained() bool {
+	if p.clients > 0 {
+		return false
+	}
+	for _, l := range p.listeners {
+		if !l.closed {
+			return false
+		}
+	}
+	return true
+}
+
+// deliver takes one result.
+func (p *Proxy) deliver(op *loop.Op) {
+	p.now = p.engine.Now()
+	if !p.ticking {
+		p.ticking = true
+		p.wheel.Schedule(&p.tick, p.now+tickTime)
+	}
+	if op.Tag == tagAccept {
+		p.acceptDone(op)
+		p.settle()
+		return
+	}
+	c := p.conns[op.User.Index]
+	if c.self.Age != op.User.Age {
+		p.quarantine("result", int(op.Tag), int(op.Code))
+		return
+	}
+	switch op.Tag {
+	case tagRecv:
+		if c.isClient {
+			p.counters.BytesIn += uint64(max(op.N, 0))
+		}
+		c.received(op)
+	case tagSend:
+		c.sent(op)
+	case tagConnect:
+		c.owner.(*stream).connected(op)
+	}
+	p.settle()
+}
+
+// settle settles every marked connection, also those that get marked by it.
+func (p *Proxy) settle() {
+	for i := 0; i < len(p.dirty); i++ {
+		c := p.dirty[i]
+		c.dirty = false
+		c.settle()
+	}
+	clear(p.dirty)
+	p.dirty = p.dirty[:0]
+}
+
+// fire is called for each timer that is due.
+func (p *Proxy) fire(t *loop.Timer) {
+	switch t.Tag {
+	case timerConn:
+		if c := p.conns[t.User.Index]; c.self.Age == t.User.Age {
+			c.fired()
+		}
+	case timerAccept:
+		p.acceptPaused = false
+		p.armAccepts()
+	case timerTick:
+		p.maintain()
+	case timerCut:
+		// Run looks at the clock.
+	}
+	p.settle()
+}
+
+// tickTime is how often a busy loop does its housekeeping. An idle one does
+// none.
+const tickTime = int64(1e9)
+
+// maintain publishes gauges, gives memory back, and looks after those that
+// wait for memory.
+func (p *Proxy) maintain() {
+	p.pool.Trim()
+	p.relieve()
+	for _, t := range p.starved {
+		if c := p.conns[t.Index]; c.self.Age == t.Age {
+			c.mark()
+		}
+	}
+	p.starved = p.starved[:0]
+	p.publish()
+	results := p.engine.Stats().Results
+	p.ticking = results != p.ticked
+	p.ticked = results
+	if p.throttled {
+		p.ticking = true
+		p.armAccepts()
+	}
+	if p.ticking {
+		p.wheel.Schedule(&p.tick, p.now+tickTime)
+	}
+}
+
+// publish copies the engine's numbers to the shared counters.
+func (p *Proxy) publish() {
+	s := p.engine.Stats()
+	p.counters.Waits, p.counters.Calls = s.Waits, s.Calls
+	p.counters.BuffersLent, p.counters.BuffersMapped = uint64(p.pool.Lent()), uint64(p.pool.Mapped())
+}
+
+// count counts a reason.
+func (p *Proxy) count(r message.Reason) { p.counters.Reasons[r]++ }
+
+// quarantine counts a broken rule of ours. The connection that broke it ends;
+// the first one's stack is logged.
+func (p *Proxy) quarantine(what string, from, to int) {
+	p.counters.Quarantined++
+	if p.stackLogged {
+		return
+	}
+	p.stackLogged = true
+	p.log.Error("internal: an illegal move; the connection ends", "what", what, "from", from, "to", to,
+		"stack", string(debug.Stack()))
+}
+
+// date is the current time as HTTP writes it, made once a second.
+func (p *Proxy) date() []byte {
+	if second := p.now / 1e9; second != p.dateAt || p.dateText == nil {
+		p.dateAt = second
+		p.dateText = time.Now().UTC().AppendFormat(p.dateText[:0], http.TimeFormat)
+	}
+	return p.dateText
+}
+
+// adopt gives a new conn its place in the table.
+func (p *Proxy) adopt(c *conn, o owner) {
+	c.p, c.owner, c.fd = p, o, -1
+	c.self = loop.Token{Index: uint32(len(p.conns)), Age: 1}
+	p.conns = append(p.conns, c)
+}
+
+func (p *Proxy) takeClient() *client {
+	c := p.freeClients
+	if c == nil {
+		c = &client{}
+		c.isClient = true
+		p.adopt(&c.conn, c)
+	} else {
+		p.freeClients, c.next = c.next, nil
+	}
+	p.clients++
+	p.counters.Connections = uint64(p.clients)
+	return c
+}
+
+func (p *Proxy) putClient(c *client) {
+	c.requests, c.discarded, c.unsent = 0, 0, 0
+	c.next, p.freeClients = p.freeClients, c
+	p.clients--
+	p.counters.Connections = uint64(p.clients)
+	if p.throttled {
+		p.armAccepts()
+	}
+}
+
+func (p *Proxy) takeStream() *stream {
+	st := p.freeStreams
+	if st == nil {
+		st = &stream{}
+		p.adopt(&st.conn, st)
+	} else {
+		p.freeStreams, st.next = st.next, nil
+	}
+	p.streams++
+	return st
+}
+
+func (p *Proxy) putStream(st *stream) {
+	st.next, p.freeStreams = p.freeStreams, st
+	p.streams--
+}
+
+func (p *Proxy) takeExchange(c *client) *exchange {
+	x := p.freeExchanges
+	if x == nil {
+		x = &exchange{p: p}
+	} else {
+		p.freeExchanges, x.next = x.next, nil
+	}
+	x.client = c
+	x.become(exchangeHead)
+	return x
+}
+
+// putExchange takes an exchange back. Its heads keep their field slices.
+func (p *Proxy) putExchange(x *exchange) {
+	if x.headBuf != nil {
+		x.headBuf.Release()
+	}
+	x.become(exchangeFree)
+	x.req.Reset()
+	x.resp.Reset()
+	x.reqParser.Reset()
+	x.respParser.Reset()
+	x.client, x.stream, x.route = nil, nil, nil
+	x.head, x.headBuf = nil, nil
+	x.attempts, x.failure, x.stale = 0, message.ReasonNone, false
+	x.next, p.freeExchanges = p.freeExchanges, x
+}
+
+func (p *Proxy) takeBatch() *batch {
+	b := p.freeBatches
+	if b == nil {
+		return &batch{}
+	}
+	p.freeBatches, b.next = b.next, nil
+	return b
+}
+
+func (p *Proxy) putBatch(b *batch) {
+	clear(b.vecs[:])
+	b.next, p.freeBatches = p.freeBatches, b
+}

@@ -1,0 +1,167 @@
+package proxy_test
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/epollfallback"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/proxy"
+	"github.com/cloud-cup/cloud-cup/ring"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// engines are what every test of this package runs over.
+var engines = map[string]func(*loop.Pool) (loop.Engine, error){
+	"uring": func(pool *loop.Pool) (loop.Engine, error) {
+		return ring.Open(ring.Config{Pool: pool})
+	},
+	"epoll": func(pool *loop.Pool) (loop.Engine, error) {
+		return epollfallback.Open(epollfallback.Config{Pool: pool})
+	},
+}
+
+// rig is a Proxy that serves on a loopback port.
+type rig struct {
+	t        *testing.T
+	addr     string
+	proxy    *proxy.Proxy
+	counters *shm.Counters
+	done     chan struct{}
+	cut      int
+}
+
+// start runs a Proxy over the named engine. edit may change the snapshot
+// before it is applied.
+func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*proxy.Snapshot)) *rig {
+	t.Helper()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	file, err := ln.(*net.TCPListener).File()
+	require.NoError(t, err)
+	fd, err := unix.Dup(int(file.Fd()))
+	require.NoError(t, err)
+	require.NoError(t, unix.SetNonblock(fd, true))
+	r := &rig{t: t, addr: ln.Addr().String(), counters: new(shm.Counters), done: make(chan struct{})}
+	require.NoError(t, file.Close())
+	require.NoError(t, ln.Close())
+
+	s := snapshot(routes)
+	if edit != nil {
+		edit(s)
+	}
+	require.NoError(t, proxy.Prepare(s))
+	ready := make(chan error, 1)
+	go func() {
+		defer close(r.done)
+		runtime.LockOSThread()
+		pool := loop.NewPool(s.Limits.Memory)
+		pool.Poison = true
+		e, err := engines[engine](pool)
+		if err != nil {
+			ready <- err
+			return
+		}
+		level := slog.LevelInfo
+		if !testing.Verbose() {
+			level = slog.LevelError
+		}
+		r.proxy = proxy.New(proxy.Config{
+			Engine: e, Pool: pool, Slots: 1, Counters: r.counters,
+			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		})
+		r.proxy.Apply(s)
+		ready <- r.proxy.Listen(int32(fd), r.addr)
+		r.cut, err = r.proxy.Run()
+		if err != nil {
+			t.Error("run:", err)
+		}
+		if err := e.Close(); err != nil {
+			t.Error("close:", err)
+		}
+		if n := r.counters.Quarantined; n != 0 {
+			t.Errorf("quarantined = %d, want 0", n)
+		}
+	}()
+	require.NoError(t, <-ready)
+	t.Cleanup(r.stop)
+	return r
+}
+
+func (r *rig) stop() {
+	r.proxy.Post(func() { r.proxy.Drain(2 * time.Second) })
+	select {
+	case <-r.done:
+	case <-time.After(10 * time.Second):
+		r.t.Error("the loop did not end")
+	}
+}
+
+// snapshot is a complete one over routes.
+func snapshot(routes []proxy.RouteSpec) *proxy.Snapshot {
+	s := &proxy.Snapshot{
+		Generation: 1,
+		Routes:     routes,
+		Timeouts: proxy.Timeouts{
+			ClientHead: 10 * time.Second, ClientBody: 30 * time.Second, ClientIdle: 60 * time.Second,
+			Connect: 2 * time.Second, Response: 60 * time.Second, BackendIdle: 55 * time.Second,
+		},
+		Limits: proxy.Limits{
+			HeadBytes: 32 << 10, Headers: 100, TargetBytes: 8 << 10, BodyBytes: -1,
+			Connections: 10000, Memory: 128 << 20,
+		},
+	}
+	for i := range s.Routes {
+		s.Routes[i].Timeouts, s.Routes[i].Limits = s.Timeouts, s.Limits
+	}
+	return s
+}
+
+// to is a route for everything to the given addresses.
+func to(addrs ...string) []proxy.RouteSpec {
+	return []proxy.RouteSpec{routeTo("*", addrs...)}
+}
+
+func routeTo(pattern string, addrs ...string) proxy.RouteSpec {
+	r := proxy.RouteSpec{Pattern: pattern}
+	for _, a := range addrs {
+		r.Backends = append(r.Backends, proxy.BackendSpec{
+			Host: a, Addrs: []loop.Addr{{AddrPort: netip.MustParseAddrPort(a)}},
+			Weight: 1, MaxFailure: 5, Cooldown: 200 * time.Millisecond,
+		})
+	}
+	return r
+}
+
+// serve starts a net/http backend and returns its address.
+func serve(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+// each runs f once per engine.
+func each(t *testing.T, f func(t *testing.T, engine string)) {
+	for name := range engines {
+		t.Run(name, func(t *testing.T) { f(t, name) })
+	}
+}
+
+func readAll(t *testing.T, res *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	return string(b)
+}

@@ -1,0 +1,325 @@
+package proxy
+
+import (
+	"syscall"
+
+	"github.com/cloud-cup/cloud-cup/balance"
+	"github.com/cloud-cup/cloud-cup/http1"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// streamState is what a backend stream waits for.
+type streamState uint8
+
+const (
+	streamFree    streamState = iota // in the free list
+	streamConnect                    // waiting for connect(2)
+	streamHead                       // waiting for a response's head
+	streamBody                       // the response's body is coming
+	streamSettle                     // the response is whole: waiting for the last send's result
+	streamIdle                       // in the backend's pool
+	streamClosing                    // waiting for the kernel to return our operations
+	streamStates
+)
+
+// streamMoves lists the legal moves.
+var streamMoves = [streamStates][streamStates]bool{
+	streamFree:    {streamConnect: true},
+	streamConnect: {streamHead: true, streamClosing: true},
+	streamHead:    {streamBody: true, streamClosing: true},
+	streamBody:    {streamSettle: true, streamIdle: true, streamClosing: true},
+	streamSettle:  {streamIdle: true, streamClosing: true},
+	streamIdle:    {streamHead: true, streamClosing: true},
+	streamClosing: {streamFree: true},
+}
+
+// stream is one connection to a backend, serving one exchange after another.
+type stream struct {
+	conn
+	state   streamState
+	backend *backend
+	x       *exchange // served now; nil when idle, settling or closing
+	connect loop.Op
+
+	reused    bool  // the exchange was not the connection's first
+	answered  bool  // bytes of a response came for this exchange
+	keep      bool  // the backend keeps the connection open after this response
+	written   int64 // bytes of this exchange's request that the kernel took
+	idleSince int64
+
+	prev, next *stream // in the backend's idle list, or (next) in the free list
+}
+
+// backend is an address that requests go to. It lives as long as a
+// configuration names it, and until its last connection is closed.
+type backend struct {
+	p       *Proxy
+	key     backendKey
+	name    string
+	addr    loop.Addr
+	row     balance.Row
+	idle    *stream // the most recently used first
+	coldest *stream
+	named   bool // by the snapshot in force
+}
+
+// freshFor is how long after its last use a connection still takes requests
+// that must not be sent twice.
+const freshFor = int64(1e9)
+
+// takeIdle takes the most recently used idle connection, or returns nil. A
+// request that is not idempotent gets only one used just now: the backend may
+// be closing any other at this moment.
+func (b *backend) takeIdle(now int64, idempotent bool) *stream {
+	st := b.idle
+	if st == nil || !idempotent && now-st.idleSince > freshFor {
+		return nil
+	}
+	b.unlink(st)
+	st.become(streamHead)
+	st.reused = true
+	return st
+}
+
+func (b *backend) link(st *stream) {
+	st.prev, st.next = nil, b.idle
+	if b.idle != nil {
+		b.idle.prev = st
+	} else {
+		b.coldest = st
+	}
+	b.idle = st
+	b.p.counters.BackendIdle++
+}
+
+func (b *backend) unlink(st *stream) {
+	if st.prev != nil {
+		st.prev.next = st.next
+	} else {
+		b.idle = st.next
+	}
+	if st.next != nil {
+		st.next.prev = st.prev
+	} else {
+		b.coldest = st.prev
+	}
+	st.prev, st.next = nil, nil
+	b.p.counters.BackendIdle--
+}
+
+// dial starts a new connection.
+func (b *backend) dial() *stream {
+	st := b.p.takeStream()
+	st.backend = b
+	st.reused = false
+	st.become(streamConnect)
+	st.connect = loop.Op{Code: loop.Connect, Tag: tagConnect, User: st.self, Peer: &b.addr, FD: -1}
+	b.p.engine.Submit(&st.connect)
+	st.open(st.connect.FD)
+	b.p.counters.BackendConnects++
+	return st
+}
+
+// begin gives the stream an exchange to serve.
+func (st *stream) begin(x *exchange) {
+	st.x = x
+	st.answered, st.keep, st.written = false, false, 0
+}
+
+func (st *stream) become(next streamState) {
+	if !streamMoves[st.state][next] {
+		st.p.quarantine("stream", int(st.state), int(next))
+		next = streamClosing
+	}
+	if st.state == streamIdle {
+		if next == streamClosing {
+			st.backend.unlink(st)
+		}
+	}
+	st.state = next
+	if next == streamClosing {
+		if st.connect.InFlight() {
+			st.p.engine.Cancel(&st.connect)
+		}
+		st.conn.close()
+	}
+}
+
+// connected takes the result of the connect.
+func (st *stream) connected(op *loop.Op) {
+	st.mark()
+	if st.closing {
+		return
+	}
+	if op.Err != 0 {
+		kind := balance.Refused
+		if op.Err == syscall.ETIMEDOUT {
+			kind = balance.TimedOut
+		}
+		st.x.attemptFailed(connectReason(op.Err), kind)
+		return
+	}
+	st.progress = true
+	st.become(streamHead)
+}
+
+func (st *stream) advance() {
+	switch st.state {
+	case streamHead:
+		for st.state == streamHead && st.readHead() {
+		}
+		if st.state == streamBody {
+			st.x.moveResponse()
+		}
+	case streamBody:
+		st.x.moveResponse()
+	case streamSettle:
+		if !st.send.InFlight() {
+			st.settled()
+		}
+	case streamIdle:
+		// A backend has nothing to say between responses.
+		if !st.in.empty() || st.eof || st.fault != 0 {
+			st.become(streamClosing)
+		}
+	}
+}
+
+// readHead parses what has come of a response's head. It reports whether
+// there may be another one behind it.
+func (st *stream) readHead() bool {
+	x := st.x
+	if st.in.empty() {
+		if st.eof || st.fault != 0 {
+			x.attemptFailed(message.ReasonBackendReset, balance.Refused)
+		}
+		return false
+	}
+	st.answered = true
+	for {
+		n, err := x.respParser.Parse(&x.resp, st.in.front(), &responseLimits, x.method)
+		switch {
+		case err == http1.ErrPartial && (len(st.in.pieces) > 1 || st.in.full()):
+			if st.in.join(st.p.pool) {
+				continue
+			}
+			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
+			return false
+		case err == http1.ErrPartial:
+			if st.eof || st.fault != 0 {
+				x.attemptFailed(message.ReasonBackendReset, balance.Refused)
+			}
+			return false
+		case err != nil:
+			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
+			return false
+		case x.resp.Status == 101: // nobody asked for it
+			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
+			return false
+		case x.resp.Status < 200:
+			x.interim()
+			st.in.consume(n)
+			x.respParser.Reset()
+			return true
+		}
+		x.respond(n)
+		return false
+	}
+}
+
+// responseLimits bound the heads of backends: what fits into one buffer.
+var responseLimits = http1.Limits{HeadBytes: loop.BodyBytes - loop.HeadBytes, Fields: 1000, TargetBytes: 1}
+
+// release takes the stream back from an exchange whose response is whole.
+// requestDone tells whether the whole request was handed to the stream.
+func (st *stream) release(requestDone bool) {
+	st.x = nil
+	if !st.keep || !requestDone || st.eof || st.fault != 0 || st.sendFault != 0 || !st.in.empty() || !st.backend.named {
+		st.become(streamClosing)
+		return
+	}
+	st.become(streamSettle)
+	if !st.send.InFlight() {
+		st.settled()
+	}
+	st.mark()
+}
+
+// settled puts the stream into its backend's pool, if nothing of the request
+// is left unsent.
+func (st *stream) settled() {
+	if !st.out.empty() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named {
+		st.become(streamClosing)
+		return
+	}
+	st.idleSince = st.p.now
+	st.become(streamIdle)
+	st.backend.link(st)
+}
+
+func (st *stream) wantSend() bool { return st.state != streamConnect }
+
+func (st *stream) wrote(n int) {
+	st.written += int64(n)
+	if st.x != nil && !st.x.reqBody.done {
+		st.x.client.mark() // there may be room for more of its body
+	}
+}
+
+func (st *stream) wantRecv() (loop.Code, loop.Class) {
+	switch st.state {
+	case streamHead:
+		// While a head is joined from pieces, what comes is bounded by the
+		// parser's limit.
+		return loop.RecvMulti, loop.ClassHead
+	case streamIdle:
+		return loop.RecvMulti, loop.ClassHead
+	case streamBody:
+		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
+			return loop.Recv, st.p.recvClass(&st.x.respBody)
+		}
+	}
+	return 0, 0
+}
+
+func (st *stream) waitsFor() (wait, int64) {
+	switch st.state {
+	case streamConnect:
+		st.progress = false
+		return waitConnect, int64(st.x.route.spec.Timeouts.Connect)
+	case streamHead:
+		if !st.out.empty() {
+			return waitSend, int64(st.x.route.spec.Timeouts.Response)
+		}
+		if st.x.reqBody.done {
+			return waitHead, int64(st.x.route.spec.Timeouts.Response)
+		}
+	case streamBody:
+		if st.recv.InFlight() {
+			return waitBody, int64(st.x.route.spec.Timeouts.Response)
+		}
+	case streamSettle:
+		return waitSend, int64(st.p.snap.Timeouts.BackendIdle)
+	case streamIdle:
+		return waitIdle, int64(st.p.snap.Timeouts.BackendIdle)
+	}
+	return waitNothing, 0
+}
+
+func (st *stream) timeout() {
+	switch st.state {
+	case streamConnect:
+		st.x.backendTimeout(waitConnect)
+	case streamHead, streamBody:
+		st.x.backendTimeout(waitHead)
+	case streamSettle, streamIdle:
+		st.become(streamClosing)
+	}
+}
+
+func (st *stream) free() {
+	st.become(streamFree)
+	st.backend = nil
+	st.p.putStream(st)
+}
