@@ -289,7 +289,7 @@ func (p *lineParser) markNominated(h *message.Head) {
 			m, v = nextMember(v)
 			for k := range h.Fields {
 				f := &h.Fields[k]
-				if !f.Hop && int(f.Name.Len) == len(m) && foldEqual(h.Text(f.Name), m) {
+				if !f.Hop && foldEqual(h.Text(f.Name), m) {
 					f.Hop = !endToEnd(f.ID, h.Text(f.Name))
 				}
 			}

@@ -167,17 +167,16 @@ func methodOf(name []byte) message.Method {
 // scanTarget finds the target's end and its query.
 func (p *RequestParser) scanTarget(h *message.Head, b []byte, targetMax int) error {
 	i, from := p.at, int(p.target)
-	w := b[:min(len(b), from+targetMax+1)]
 	if p.query == 0 {
-		for i < len(w) && class[w[i]]&isTarget != 0 {
+		for i < len(b) && class[b[i]]&isTarget != 0 {
 			i++
 		}
-		if i < len(w) && w[i] == '?' {
+		if i < len(b) && b[i] == '?' {
 			p.query = uint32(i)
 		}
 	}
 	if p.query != 0 {
-		for i < len(w) && class[w[i]]&isQuery != 0 {
+		for i < len(b) && class[b[i]]&isQuery != 0 {
 			i++
 		}
 	}

@@ -301,6 +301,7 @@ var badRequests = []struct {
 	{"GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: [::1%25eth0]\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: []\r\n\r\n", 0, "invalid Host"},
+	{"GET / HTTP/1.1\r\nHost: [:]\r\n\r\n", 0, "invalid Host"},
 
 	// Framing.
 	{in("Content-Length: 1\r\nContent-Length: 1\r\n"), 0, "more than one Content-Length"},
@@ -491,7 +492,7 @@ func TestRequestParserIsReused(t *testing.T) {
 	full := []byte(in("Connection: close, x\r\nX: y\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n"))
 	_, err := p.Parse(&h, full, nil)
 	require.NoError(t, err)
-	_, err = p.Parse(&h, []byte("GET\x00"), nil)
+	_, err = p.Parse(&h, []byte("\r\n"+in("Content-Length: 1\r\nA: \x00")), nil)
 	require.Error(t, err)
 	_, err = p.Parse(&h, full[:len(full)-1], nil)
 	require.Equal(t, ErrPartial, err)
