@@ -74,7 +74,8 @@ func (m *Master) keep(s *slot, first chan<- error) {
 			m.setState(s, control.WorkerEnded)
 			return
 		}
-		m.log.Error("worker ended", "slot", s.number, "reason", err, "age", age.Round(time.Millisecond), "again_in", delay)
+		m.log.Error("worker ended", "slot", s.number, "reason", err, "age", age.Round(time.Millisecond).String(),
+			"again_in", delay.String())
 		if delay > 0 {
 			m.setState(s, control.WorkerWaiting)
 		}
@@ -130,7 +131,7 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	}
 	m.mu.Unlock()
 	m.log.Info("worker serves", "slot", s.number, "pid", in.pid, "engine", in.engine.Name, "detail", in.engine.Detail,
-		"generation", g.number, "after", time.Since(in.started).Round(time.Millisecond))
+		"generation", g.number, "after", time.Since(in.started).Round(time.Millisecond).String())
 	return in, nil
 }
 

@@ -3,7 +3,6 @@ package supervisor
 import (
 	"errors"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -35,7 +34,7 @@ func (m *Master) obey(signals <-chan os.Signal) error {
 func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	g := m.generation()
 	delay, deadline := g.cfg.Timeouts.DrainDelay, g.cfg.Timeouts.Drain
-	m.log.Info("stopping", "signal", why.String(), "delay", delay, "deadline", deadline)
+	m.log.Info("stopping", "signal", why.String(), "delay", delay.String(), "deadline", deadline.String())
 	second := make(chan os.Signal, 1)
 	go func() {
 		for s := range signals {
@@ -131,17 +130,4 @@ func (m *Master) stopAtOnce(why os.Signal) error {
 	m.log.Warn("stopping at once", "signal", why.String())
 	m.abandon()
 	return errors.Join(&ExitError{Code: exitCut, Err: errors.New("stopped at once by a second signal")}, m.closeListeners())
-}
-
-// probeOnThread runs probe on a thread that ends with it: an engine belongs to
-// the thread that opened it.
-func probeOnThread(probe func(string) (string, error), engine string) (detail string, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked
-		detail, err = probe(engine)
-	}()
-	<-done
-	return detail, err
 }

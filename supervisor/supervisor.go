@@ -321,27 +321,3 @@ func (m *Master) keepResolving(done <-chan struct{}) {
 		}
 	}
 }
-
-// chooseEngine decides what the workers are to open.
-func chooseEngine(asked string, probe func(string) (string, error), log *slog.Logger) (control.EngineStatus, error) {
-	if asked == "" {
-		asked = EngineAuto
-	}
-	status := control.EngineStatus{Asked: asked, Used: asked}
-	if asked == EngineAuto {
-		status.Used = EngineRing
-	}
-	var err error
-	if status.Detail, err = probeOnThread(probe, status.Used); err == nil {
-		return status, nil
-	}
-	if asked != EngineAuto {
-		return status, fmt.Errorf("%s cannot be used: %w", asked, err)
-	}
-	log.Warn(fmt.Sprintf("%s cannot be used: %v", EngineRing, err), "instead", EngineEpoll)
-	status.Used, status.Fallback = EngineEpoll, err.Error()
-	if status.Detail, err = probeOnThread(probe, EngineEpoll); err != nil {
-		return status, fmt.Errorf("%s cannot be used: %w", EngineEpoll, err)
-	}
-	return status, nil
-}
