@@ -1,0 +1,112 @@
+package worker
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/proxy"
+)
+
+// newPrepared parses a payload and builds its snapshot.
+func newPrepared(p *control.Payload) (*prepared, error) {
+	cfg, err := config.Parse(p.Name, p.Text, p.Dir)
+	if err != nil {
+		return nil, err
+	}
+	files, err := sys.RaiseFileLimit()
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSnapshot(cfg, p, connectionsFor(files))
+	if err != nil {
+		return nil, err
+	}
+	if err := proxy.Prepare(s); err != nil {
+		return nil, err
+	}
+	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain}, nil
+}
+
+// connectionsFor is the number of client connections that a process with that
+// many descriptors may take: a quarter is left to connections to backends, which
+// fewer exchanges than connections need at a time.
+func connectionsFor(files uint64) int {
+	return int(min(files-files/4, 1<<30))
+}
+
+// newSnapshot translates a configuration, with the addresses that came with it,
+// into the proxy's terms.
+func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*proxy.Snapshot, error) {
+	limits := limitsOf(&cfg.Limits)
+	limits.Connections = min(limits.Connections, connections)
+	s := &proxy.Snapshot{
+		Generation: p.Generation,
+		Timeouts:   timeoutsOf(&cfg.Timeouts),
+		Limits:     limits,
+		Routes:     make([]proxy.RouteSpec, 0, len(cfg.Routes)),
+	}
+	for i := range cfg.Routes {
+		r := &cfg.Routes[i]
+		spec := proxy.RouteSpec{Pattern: r.Pattern, Timeouts: timeoutsOf(&r.Timeouts), Limits: limitsOf(&r.Limits)}
+		for j := range r.Backends {
+			b := &r.Backends[j]
+			addrs, err := addressesOf(b.Host, p.Addresses)
+			if err != nil {
+				return nil, err
+			}
+			spec.Backends = append(spec.Backends, proxy.BackendSpec{
+				Host: b.Host, Addrs: addrs, Weight: 1, MaxFailure: b.MaxFailure, Cooldown: b.Cooldown,
+			})
+		}
+		s.Routes = append(s.Routes, spec)
+	}
+	return s, nil
+}
+
+// addressesOf returns where to connect to for a backend's host; none if its
+// name does not resolve.
+func addressesOf(host string, resolved map[string][]string) ([]loop.Addr, error) {
+	if path, ok := strings.CutPrefix(host, "unix:"); ok {
+		return []loop.Addr{{Path: path}}, nil
+	}
+	if addr, err := netip.ParseAddrPort(host); err == nil {
+		return []loop.Addr{{AddrPort: addr}}, nil
+	}
+	var list []loop.Addr
+	for _, text := range resolved[host] {
+		addr, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return nil, fmt.Errorf("address of backend %s: %w", host, err)
+		}
+		list = append(list, loop.Addr{AddrPort: addr})
+	}
+	return list, nil
+}
+
+func timeoutsOf(t *config.Timeouts) proxy.Timeouts {
+	return proxy.Timeouts{
+		ClientHead:  t.ClientHead,
+		ClientBody:  t.ClientBody,
+		ClientIdle:  t.ClientIdle,
+		Connect:     t.Connect,
+		Response:    t.Response,
+		BackendIdle: t.BackendIdle,
+	}
+}
+
+func limitsOf(l *config.Limits) proxy.Limits {
+	return proxy.Limits{
+		HeadBytes:             int(l.HeadBytes),
+		Headers:               l.Headers,
+		TargetBytes:           int(l.TargetBytes),
+		BodyBytes:             l.BodyBytes,
+		Connections:           l.Connections,
+		RequestsPerConnection: l.RequestsPerConnection,
+		Memory:                int(l.Memory),
+	}
+}

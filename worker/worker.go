@@ -1,0 +1,318 @@
+// Package worker is one worker process: it opens the engine, takes the
+// listeners that it inherited, builds the proxy from the configuration that
+// the master sent, and obeys the control channel until it is drained. It opens
+// no files and resolves no names; what it needs comes from the master.
+//
+// One goroutine, locked to its thread, turns the loop. The others belong to the
+// control channel: they build the next snapshot beside the loop and post to it.
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/proxy"
+	"golang.org/x/sys/unix"
+)
+
+// The Go heap holds connections and routes, not their bytes, and nothing is
+// allocated per request: collecting seldom costs little memory.
+const (
+	threads        = 2 // the loop's, and one for everything else
+	gcPercent      = 400
+	heapShare      = 4         // of limits.memory may be Go's before it collects harder
+	heapBytesLeast = 128 << 20 // a large configuration alone takes tens of MiB
+)
+
+// overtime is how long a loop may go on beyond the drain deadline before the
+// process ends without it.
+const overtime = 3 * time.Second
+
+// Asked reports whether this process is to be a worker.
+func Asked() bool { return os.Getenv(control.WorkerEnvironment) != "" }
+
+// worker is the process.
+type worker struct {
+	log      *slog.Logger
+	channel  *control.Channel
+	counters *shm.Counters
+	master   int // its process id
+	proxy    *proxy.Proxy
+	engine   loop.Engine
+	pool     *loop.Pool
+
+	mu       sync.Mutex
+	drain    time.Duration // deadline if the master is lost
+	prepared *prepared
+	aborted  uint64 // no generation up to this one is kept any more
+	draining bool
+}
+
+// prepared is a generation that waits for its commit.
+type prepared struct {
+	snapshot *proxy.Snapshot
+	drain    time.Duration
+}
+
+// Run is the life of a worker, from the environment that the master made for
+// it. It returns the exit status.
+func Run(log *slog.Logger) int {
+	runtime.LockOSThread() // before the engine opens, for good
+	runtime.GOMAXPROCS(threads)
+	debug.SetGCPercent(gcPercent)
+	// The terminal's signals reach the whole process group, and a service
+	// manager's may: only the master acts on them. It asks by the channel.
+	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGPIPE)
+	master := os.Getppid()
+	orphaned := make(chan os.Signal, 1)
+	signal.Notify(orphaned, syscall.SIGTERM) // also the parent-death signal
+
+	w := &worker{log: log.With("slot", os.Getenv(control.WorkerEnvironment)), master: master}
+	if err := w.start(); err != nil {
+		w.log.Error("worker does not start", "err", err)
+		return 1
+	}
+	go w.receive()
+	go w.watchMaster(orphaned)
+	cut, err := w.proxy.Run()
+	if err != nil {
+		w.log.Error("event loop", "engine", w.engine.Name(), "err", err)
+		return 1
+	}
+	// Without a master there is nobody to tell.
+	_ = w.channel.Send(control.Message{Type: control.TypeDrained, Cut: cut}, -1)
+	return 0
+}
+
+// start brings the worker up to its first connection, and tells the master how
+// it went.
+func (w *worker) start() error {
+	channel, err := control.Inherited(control.FDChannel)
+	if err != nil {
+		return fmt.Errorf("%s is set, but no master started this process: %w", control.WorkerEnvironment, err)
+	}
+	w.channel = channel
+	page, err := shm.Map(control.FDCounters)
+	if err != nil {
+		return err
+	}
+	w.counters = &page.Counters
+	if err := unix.Close(control.FDCounters); err != nil {
+		return os.NewSyscallError("close", err)
+	}
+	msg, fd, err := channel.Receive()
+	if err != nil {
+		return err
+	}
+	ack := control.Message{Type: control.TypeAck, Seq: msg.Seq}
+	if msg.Type != control.TypeStart || msg.Start == nil || fd < 0 {
+		err = fmt.Errorf("unexpected first message %q", msg.Type)
+	} else {
+		ack.Engine, err = w.build(msg.Start, fd)
+	}
+	if err != nil {
+		ack.Error = err.Error()
+	}
+	return errors.Join(err, channel.Send(ack, -1))
+}
+
+// build opens the engine and makes the proxy of the payload in fd.
+func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
+	first, err := w.prepare(fd)
+	if err != nil {
+		return nil, err
+	}
+	opened, err := openEngine(start.Engine, start.Required, first.snapshot.Limits.Memory)
+	if err != nil {
+		return nil, err
+	}
+	if opened.fallback != "" {
+		w.log.Warn("engine "+opened.fallback, "instead", opened.engine.Name())
+	}
+	w.engine, w.pool = opened.engine, opened.pool
+	w.proxy = proxy.New(proxy.Config{
+		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Slots: start.Slots, Log: w.log, Counters: w.counters,
+	})
+	w.apply(first)
+	for i, address := range start.Listeners {
+		listener := control.FDListeners + i
+		unix.CloseOnExec(listener)
+		if err := unix.SetNonblock(listener, true); err != nil {
+			return nil, fmt.Errorf("listener %s: %w", address, err)
+		}
+		if err := w.proxy.Listen(int32(listener), address); err != nil {
+			return nil, fmt.Errorf("listener %s: %w", address, err)
+		}
+	}
+	return &control.Engine{Name: w.engine.Name(), Detail: w.engine.Detail(), Fallback: opened.fallback}, nil
+}
+
+// prepare builds what serving the payload in fd needs; it closes fd.
+func (w *worker) prepare(fd int) (*prepared, error) {
+	text, err := sys.ReadSealed(fd)
+	if err := errors.Join(err, os.NewSyscallError("close", unix.Close(fd))); err != nil {
+		return nil, err
+	}
+	var payload control.Payload
+	if err := json.Unmarshal(text, &payload); err != nil {
+		return nil, fmt.Errorf("configuration from the master: %w", err)
+	}
+	return newPrepared(&payload)
+}
+
+// apply puts a generation in force. On the loop's thread.
+func (w *worker) apply(p *prepared) {
+	debug.SetMemoryLimit(int64(max(heapBytesLeast, p.snapshot.Limits.Memory/heapShare)))
+	w.proxy.Apply(p.snapshot)
+	w.mu.Lock()
+	w.drain = p.drain
+	w.mu.Unlock()
+}
+
+// receive obeys the master until it is gone.
+func (w *worker) receive() {
+	for {
+		msg, fd, err := w.channel.Receive()
+		if err != nil {
+			w.abandoned(err)
+			return
+		}
+		// A snapshot that takes long to build, or a loop that is stuck, must
+		// not hide the next message or the end of the master.
+		go func() {
+			ack := control.Message{Type: control.TypeAck, Seq: msg.Seq}
+			if err := w.obey(msg, fd); err != nil {
+				ack.Error = err.Error()
+			}
+			if err := w.channel.Send(ack, -1); err != nil {
+				w.log.Error("acknowledgement", "err", err)
+			}
+		}()
+	}
+}
+
+// obey does what a message asks for.
+func (w *worker) obey(msg control.Message, fd int) error {
+	switch msg.Type {
+	case control.TypePrepare:
+		if fd < 0 {
+			return errors.New("prepare without a configuration")
+		}
+		p, err := w.prepare(fd)
+		if err != nil {
+			return err
+		}
+		return w.keep(p)
+	case control.TypeCommit:
+		p, err := w.take(msg.Generation)
+		if err != nil {
+			return err
+		}
+		w.onLoop(func() { w.apply(p) })
+		return nil
+	case control.TypeAbort:
+		w.forget(msg.Generation)
+		return nil
+	case control.TypeSample:
+		w.sample()
+		return nil
+	case control.TypeDrain:
+		w.beginDrain(msg.Deadline)
+		return nil
+	}
+	return fmt.Errorf("unknown message %q", msg.Type)
+}
+
+// keep holds p until its commit or abort.
+func (w *worker) keep(p *prepared) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.snapshot.Generation <= w.aborted {
+		return errors.New("aborted meanwhile")
+	}
+	w.prepared = p
+	return nil
+}
+
+// take returns the prepared generation with the number.
+func (w *worker) take(generation uint64) (*prepared, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.prepared
+	if p == nil || p.snapshot.Generation != generation {
+		return nil, fmt.Errorf("generation %d is not prepared", generation)
+	}
+	w.prepared = nil
+	return p, nil
+}
+
+func (w *worker) forget(generation uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.aborted = max(w.aborted, generation)
+	if w.prepared != nil && w.prepared.snapshot.Generation <= w.aborted {
+		w.prepared = nil
+	}
+}
+
+// onLoop calls f between two turns and returns when it has run.
+func (w *worker) onLoop(f func()) {
+	done := make(chan struct{})
+	w.proxy.Post(func() {
+		f()
+		close(done)
+	})
+	<-done
+}
+
+// beginDrain lets the proxy drain, once. The process ends in any case.
+func (w *worker) beginDrain(deadline time.Duration) {
+	w.mu.Lock()
+	first := !w.draining
+	w.draining = true
+	w.mu.Unlock()
+	if !first {
+		return
+	}
+	time.AfterFunc(deadline+overtime, func() {
+		w.log.Error("the loop did not end at its drain deadline")
+		os.Exit(1)
+	})
+	w.onLoop(func() { w.proxy.Drain(deadline) })
+}
+
+// abandoned drains a worker whose master is gone.
+func (w *worker) abandoned(err error) {
+	w.mu.Lock()
+	deadline, draining := w.drain, w.draining
+	w.mu.Unlock()
+	if !draining {
+		w.log.Warn("the master is gone: draining", "master", strconv.Itoa(w.master), "err", err,
+			"deadline", deadline.String())
+	}
+	w.beginDrain(deadline)
+}
+
+// watchMaster drains when the parent-death signal comes, should the end of the
+// control channel not have shown it.
+func (w *worker) watchMaster(signals <-chan os.Signal) {
+	for range signals {
+		if os.Getppid() != w.master {
+			w.abandoned(errors.New("parent-death signal"))
+		}
+	}
+}
