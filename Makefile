@@ -1,0 +1,60 @@
+# Both programs need Go alone; "make race" needs a C compiler too.
+
+VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo development)
+PREFIX   ?= /usr/local
+FUZZTIME ?= 60s
+GOFLAGS  += -trimpath
+LDFLAGS   = -X main.version=$(VERSION)
+
+export CGO_ENABLED ?= 0
+
+.PHONY: build install run test race test-peers fuzz soak bench lint
+
+# The two programs, into bin/.
+build:
+	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/cloud-cup ./cmd/cupctl
+
+install: build
+	install -D -m 0755 bin/cloud-cup $(DESTDIR)$(PREFIX)/bin/cloud-cup
+	install -D -m 0755 bin/cupctl $(DESTDIR)$(PREFIX)/bin/cupctl
+
+# A built-in configuration with two built-in backends; it prints a curl line.
+run: build
+	bin/cloud-cup --demo
+
+test: build
+	go test ./...
+
+race: build
+	CGO_ENABLED=1 go test -race ./...
+
+# Tests with other people's programs as clients, backends and peers (Debian).
+PEERS = nginx haproxy wrk curl openssl chromium
+test-peers: build
+	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
+	go test -count=1 -tags peers ./integration/...
+
+# Every fuzz target for FUZZTIME.
+fuzz:
+	@grep -rno --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's|/[^/]*:[0-9]*:func | |' | sort -u | \
+	while read -r dir target; do \
+		echo "$$dir $$target"; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+	done
+
+# The long forms of the tests.
+soak: build
+	CUP_LONG=1 go test -count=1 -timeout 3h ./...
+
+# Both engines and nginx under wrk, interleaved; writes the results.
+bench: build
+	go build $(GOFLAGS) -o bin/bench ./bench
+	bin/bench
+
+lint:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted"; exit 1; fi
+	go vet ./...
+	go vet -tags peers ./...
+	go tool staticcheck ./...
+	go tool staticcheck -tags peers ./...
