@@ -64,37 +64,18 @@ func (c *Chunked) Next(b []byte) (data []byte, n int, err error) {
 		ch := b[i]
 		switch c.state {
 		case chunkSize:
-			if d := hexDigit(ch); d >= 0 {
-				if c.digits == chunkDigitsMax || c.size > (1<<63-1)>>4 {
-					return nil, i, c.fail(i, "chunk size too large")
-				}
-				c.digits++
-				c.size = c.size<<4 | int64(d)
-				break
-			}
-			if c.digits == 0 {
-				return nil, i, c.fail(i, badByte(ch, "no chunk size where one belongs"))
-			}
-			if err := c.sizeEnd(ch, i); err != nil {
+			if err := c.sizeByte(ch, i); err != nil {
 				return nil, i, err
 			}
 
 		case chunkExtStart, chunkExt:
-			if c.ext++; c.ext > extBytesMax {
-				return nil, i, c.fail(i, "chunk extensions too long")
-			}
 			if err := c.extension(ch, i); err != nil {
 				return nil, i, err
 			}
 
 		case chunkSizeLF:
-			if ch != '\n' {
-				return nil, i, c.fail(i, "bare CR")
-			}
-			c.digits = 0
-			c.state = chunkData
-			if c.size == 0 {
-				c.state = chunkEnd
+			if err := c.sizeLF(ch, i); err != nil {
+				return nil, i, err
 			}
 
 		case chunkData:
@@ -146,8 +127,19 @@ func (c *Chunked) Next(b []byte) (data []byte, n int, err error) {
 	return nil, i, nil
 }
 
-// sizeEnd acts on the byte behind a chunk size.
-func (c *Chunked) sizeEnd(ch byte, at int) error {
+// sizeByte reads a digit of a chunk size, or what stands behind the last one.
+func (c *Chunked) sizeByte(ch byte, at int) error {
+	if d := hexDigit(ch); d >= 0 {
+		if c.digits == chunkDigitsMax || c.size > (1<<63-1)>>4 {
+			return c.fail(at, "chunk size too large")
+		}
+		c.digits++
+		c.size = c.size<<4 | int64(d)
+		return nil
+	}
+	if c.digits == 0 {
+		return c.fail(at, badByte(ch, "no chunk size where one belongs"))
+	}
 	switch ch {
 	case '\r':
 		c.state = chunkSizeLF
@@ -161,8 +153,24 @@ func (c *Chunked) sizeEnd(ch byte, at int) error {
 	return nil
 }
 
+// sizeLF ends the line of a chunk size.
+func (c *Chunked) sizeLF(ch byte, at int) error {
+	if ch != '\n' {
+		return c.fail(at, "bare CR")
+	}
+	c.digits = 0
+	c.state = chunkData
+	if c.size == 0 {
+		c.state = chunkEnd
+	}
+	return nil
+}
+
 // extension passes over extensions: nothing here knows any (RFC 9112 7.1.1).
 func (c *Chunked) extension(ch byte, at int) error {
+	if c.ext++; c.ext > extBytesMax {
+		return c.fail(at, "chunk extensions too long")
+	}
 	switch {
 	case c.state == chunkExt && ch == '\r':
 		c.state = chunkSizeLF

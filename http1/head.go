@@ -84,13 +84,7 @@ func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, 
 			return 0, p.fail(i, "bare CR")
 		}
 
-		from, to := colon+1, i
-		for from < to && (b[from] == ' ' || b[from] == '\t') {
-			from++
-		}
-		for to > from && (b[to-1] == ' ' || b[to-1] == '\t') {
-			to--
-		}
+		from, to := trim(b, colon+1, i)
 		i += 2
 		list = append(list, message.Field{
 			Name:  message.Span{Off: uint32(line), Len: uint32(colon - line)},
@@ -109,6 +103,17 @@ func (p *lineParser) fields(h *message.Head, b []byte, fieldsMax int) (end int, 
 	h.Fields = list
 	p.at, p.line, p.colon = i, line, colon
 	return 0, ErrPartial
+}
+
+// trim returns b[from:to] without the white space at its ends.
+func trim(b []byte, from, to int) (int, int) {
+	for from < to && (b[from] == ' ' || b[from] == '\t') {
+		from++
+	}
+	for to > from && (b[to-1] == ' ' || b[to-1] == '\t') {
+		to--
+	}
+	return from, to
 }
 
 func (p *lineParser) badName(c byte, at int, first bool) error {
@@ -165,54 +170,17 @@ func (p *lineParser) known(h *message.Head, f *message.Field, v []byte) error {
 	}
 	switch f.ID {
 	case message.FieldHost:
-		if p.kind == kindResponse {
-			return nil
+		if p.kind == kindRequest {
+			return p.host(h, f, v)
 		}
-		if p.said&saidHost != 0 {
-			return p.fail(at, "more than one Host")
-		}
-		if !validHost(v) {
-			return p.fail(at, "invalid Host")
-		}
-		p.said |= saidHost
-		if h.Host.Len != 0 { // of an absolute-form target
-			if !foldEqual(h.Text(h.Host), v) {
-				return p.fail(at, "Host differs from the target's")
-			}
-			return nil
-		}
-		h.Host = f.Value
 
 	case message.FieldContentLength:
 		f.Hop = true
-		if p.said&saidLength != 0 {
-			return p.fail(at, "more than one Content-Length")
-		}
-		if p.said&saidChunked != 0 {
-			return p.fail(at, "Content-Length beside Transfer-Encoding")
-		}
-		n, ok := decimal(v)
-		if !ok {
-			return p.fail(at, "invalid Content-Length")
-		}
-		p.said |= saidLength
-		h.Length, h.HasLength = n, true
+		return p.contentLength(h, v, at)
 
 	case message.FieldTransferEncoding:
 		f.Hop = true
-		if p.said&saidChunked != 0 {
-			return p.fail(at, "more than one Transfer-Encoding")
-		}
-		if p.said&saidLength != 0 {
-			return p.fail(at, "Transfer-Encoding beside Content-Length")
-		}
-		if h.Minor == 0 {
-			return p.fail(at, "Transfer-Encoding in HTTP/1.0")
-		}
-		if !fold(v, "chunked") {
-			return p.fail(at, "transfer coding other than chunked")
-		}
-		p.said |= saidChunked
+		return p.transferEncoding(h, v, at)
 
 	case message.FieldConnection:
 		f.Hop = true
@@ -230,6 +198,56 @@ func (p *lineParser) known(h *message.Head, f *message.Field, v []byte) error {
 	case message.FieldKeepAlive, message.FieldProxyConnection, message.FieldTE, message.FieldHTTP2Settings:
 		f.Hop = true
 	}
+	return nil
+}
+
+func (p *lineParser) host(h *message.Head, f *message.Field, v []byte) error {
+	at := int(f.Value.Off)
+	if p.said&saidHost != 0 {
+		return p.fail(at, "more than one Host")
+	}
+	if !validHost(v) {
+		return p.fail(at, "invalid Host")
+	}
+	p.said |= saidHost
+	if h.Host.Len == 0 {
+		h.Host = f.Value
+	} else if !foldEqual(h.Text(h.Host), v) { // of an absolute-form target
+		return p.fail(at, "Host differs from the target's")
+	}
+	return nil
+}
+
+func (p *lineParser) contentLength(h *message.Head, v []byte, at int) error {
+	if p.said&saidLength != 0 {
+		return p.fail(at, "more than one Content-Length")
+	}
+	if p.said&saidChunked != 0 {
+		return p.fail(at, "Content-Length beside Transfer-Encoding")
+	}
+	n, ok := decimal(v)
+	if !ok {
+		return p.fail(at, "invalid Content-Length")
+	}
+	p.said |= saidLength
+	h.Length, h.HasLength = n, true
+	return nil
+}
+
+func (p *lineParser) transferEncoding(h *message.Head, v []byte, at int) error {
+	if p.said&saidChunked != 0 {
+		return p.fail(at, "more than one Transfer-Encoding")
+	}
+	if p.said&saidLength != 0 {
+		return p.fail(at, "Transfer-Encoding beside Content-Length")
+	}
+	if h.Minor == 0 {
+		return p.fail(at, "Transfer-Encoding in HTTP/1.0")
+	}
+	if !fold(v, "chunked") {
+		return p.fail(at, "transfer coding other than chunked")
+	}
+	p.said |= saidChunked
 	return nil
 }
 
@@ -264,14 +282,8 @@ func nextMember(v []byte) (member, rest []byte) {
 	for n < len(v) && v[n] != ',' {
 		n++
 	}
-	member, rest = v[:n], v[min(n+1, len(v)):]
-	for len(member) > 0 && (member[0] == ' ' || member[0] == '\t') {
-		member = member[1:]
-	}
-	for len(member) > 0 && (member[len(member)-1] == ' ' || member[len(member)-1] == '\t') {
-		member = member[:len(member)-1]
-	}
-	return member, rest
+	from, to := trim(v, 0, n)
+	return v[from:to], v[min(n+1, len(v)):]
 }
 
 // markNominated sets Hop on the fields that Connection names, once all lines
@@ -337,80 +349,39 @@ func decimal(v []byte) (n int64, ok bool) {
 	return n, len(v) > 0
 }
 
+type knownField struct {
+	name string
+	id   message.FieldID
+}
+
+// knownFields by the length of their names.
+var knownFields = [...][]knownField{
+	2:  {{"te", message.FieldTE}},
+	3:  {{"via", message.FieldVia}},
+	4:  {{"host", message.FieldHost}, {"date", message.FieldDate}},
+	6:  {{"server", message.FieldServer}, {"expect", message.FieldExpect}},
+	7:  {{"upgrade", message.FieldUpgrade}, {"trailer", message.FieldTrailer}},
+	9:  {{"forwarded", message.FieldForwarded}},
+	10: {{"connection", message.FieldConnection}, {"keep-alive", message.FieldKeepAlive}},
+	12: {{"x-request-id", message.FieldXRequestID}},
+	14: {{"content-length", message.FieldContentLength}, {"http2-settings", message.FieldHTTP2Settings}},
+	15: {{"x-forwarded-for", message.FieldXForwardedFor}},
+	16: {
+		{"x-forwarded-host", message.FieldXForwardedHost},
+		{"x-forwarded-port", message.FieldXForwardedPort},
+		{"proxy-connection", message.FieldProxyConnection},
+	},
+	17: {{"transfer-encoding", message.FieldTransferEncoding}, {"x-forwarded-proto", message.FieldXForwardedProto}},
+}
+
 // fieldID finds a name, a token in any case.
 func fieldID(name []byte) message.FieldID {
-	switch len(name) {
-	case 2:
-		if fold(name, "te") {
-			return message.FieldTE
-		}
-	case 3:
-		if fold(name, "via") {
-			return message.FieldVia
-		}
-	case 4:
-		if fold(name, "host") {
-			return message.FieldHost
-		}
-		if fold(name, "date") {
-			return message.FieldDate
-		}
-	case 6:
-		if fold(name, "server") {
-			return message.FieldServer
-		}
-		if fold(name, "expect") {
-			return message.FieldExpect
-		}
-	case 7:
-		if fold(name, "upgrade") {
-			return message.FieldUpgrade
-		}
-		if fold(name, "trailer") {
-			return message.FieldTrailer
-		}
-	case 9:
-		if fold(name, "forwarded") {
-			return message.FieldForwarded
-		}
-	case 10:
-		if fold(name, "connection") {
-			return message.FieldConnection
-		}
-		if fold(name, "keep-alive") {
-			return message.FieldKeepAlive
-		}
-	case 12:
-		if fold(name, "x-request-id") {
-			return message.FieldXRequestID
-		}
-	case 14:
-		if fold(name, "content-length") {
-			return message.FieldContentLength
-		}
-		if fold(name, "http2-settings") {
-			return message.FieldHTTP2Settings
-		}
-	case 15:
-		if fold(name, "x-forwarded-for") {
-			return message.FieldXForwardedFor
-		}
-	case 16:
-		if fold(name, "x-forwarded-host") {
-			return message.FieldXForwardedHost
-		}
-		if fold(name, "x-forwarded-port") {
-			return message.FieldXForwardedPort
-		}
-		if fold(name, "proxy-connection") {
-			return message.FieldProxyConnection
-		}
-	case 17:
-		if fold(name, "transfer-encoding") {
-			return message.FieldTransferEncoding
-		}
-		if fold(name, "x-forwarded-proto") {
-			return message.FieldXForwardedProto
+	if len(name) >= len(knownFields) {
+		return message.FieldOther
+	}
+	for _, k := range knownFields[len(name)] {
+		if fold(name, k.name) {
+			return k.id
 		}
 	}
 	return message.FieldOther
