@@ -28,6 +28,7 @@ type Field struct {
 // FieldID names the fields that Cloud Cup knows.
 type FieldID uint8
 
+// The known fields; all others are FieldOther.
 const (
 	FieldOther FieldID = iota
 	FieldConnection
@@ -55,6 +56,7 @@ const (
 // Method is a request method that Cloud Cup treats on its own.
 type Method uint8
 
+// The known methods; all others are MethodOther.
 const (
 	MethodOther Method = iota
 	MethodConnect

@@ -5,6 +5,7 @@ package message
 // documentation use its words.
 type Reason uint8
 
+// The reasons; the table below says what each is for.
 const (
 	ReasonNone Reason = iota
 	ReasonBadRequest
