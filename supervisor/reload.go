@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -13,6 +14,10 @@ import (
 // reloadTimeout bounds each of the two phases of a reload, and the wait for
 // workers that are being replaced before it is tried again.
 const reloadTimeout = 10 * time.Second
+
+// largeConfig is the length of a text whose parsing leaves so much behind that
+// the memory is given back at once.
+const largeConfig = 1 << 20
 
 // errNoFile refuses the reload of a configuration that is in no file.
 var errNoFile = errors.New("there is no file to reload: cloud-cup runs its built-in configuration")
@@ -128,6 +133,9 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	// From here on next is in force: a worker that cannot follow is replaced
 	// by one that starts with it.
 	m.mu.Lock()
+	if max(len(next.text), len(m.current.text)) >= largeConfig {
+		defer func() { go debug.FreeOSMemory() }()
+	}
 	m.current = next
 	m.failures = next.failures
 	m.mu.Unlock()

@@ -9,12 +9,12 @@ import (
 
 // sample brings the counters up to date that are not kept per event. It returns
 // when the loop has written them.
-func (w *worker) sample() {
+func (w *worker) sample() error {
 	objects := []metrics.Sample{{Name: "/gc/heap/allocs:objects"}, {Name: "/gc/heap/tiny/allocs:objects"}}
 	metrics.Read(objects)
 	allocated := objects[0].Value.Uint64() + objects[1].Value.Uint64()
 	goroutines := uint64(runtime.NumGoroutine())
-	w.onLoop(func() {
+	return w.onLoop(func() {
 		stats := w.engine.Stats()
 		w.counters.Waits = stats.Waits
 		w.counters.Calls = stats.Calls

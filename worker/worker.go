@@ -30,13 +30,16 @@ import (
 )
 
 // The Go heap holds connections and routes, not their bytes, and nothing is
-// allocated per request: collecting seldom costs little memory.
+// allocated per request: collecting seldom costs little memory. As much again as
+// limits.memory lends makes Go collect harder.
 const (
-	threads        = 2 // the loop's, and one for everything else
-	gcPercent      = 400
-	heapShare      = 4         // of limits.memory may be Go's before it collects harder
-	heapBytesLeast = 128 << 20 // a large configuration alone takes tens of MiB
+	threads   = 2 // the loop's, and one for everything else
+	gcPercent = 400
 )
+
+// largeConfig is the length of a text whose parsing leaves so much behind that
+// the memory is given back at once: 5 MiB of routes make 100 MiB of garbage.
+const largeConfig = 1 << 20
 
 // overtime is how long a loop may go on beyond the drain deadline before the
 // process ends without it.
@@ -55,17 +58,22 @@ type worker struct {
 	engine   loop.Engine
 	pool     *loop.Pool
 
+	loopEnded chan struct{}
+	answering sync.RWMutex // held for reading while a message is dealt with
+
 	mu       sync.Mutex
 	drain    time.Duration // deadline if the master is lost
 	prepared *prepared
 	aborted  uint64 // no generation up to this one is kept any more
 	draining bool
+	large    bool // the generation in force
 }
 
 // prepared is a generation that waits for its commit.
 type prepared struct {
 	snapshot *proxy.Snapshot
 	drain    time.Duration
+	large    bool
 }
 
 // Run is the life of a worker, from the environment that the master made for
@@ -81,7 +89,11 @@ func Run(log *slog.Logger) int {
 	orphaned := make(chan os.Signal, 1)
 	signal.Notify(orphaned, syscall.SIGTERM) // also the parent-death signal
 
-	w := &worker{log: log.With("slot", os.Getenv(control.WorkerEnvironment)), master: master}
+	w := &worker{
+		log:       log.With("slot", os.Getenv(control.WorkerEnvironment)),
+		master:    master,
+		loopEnded: make(chan struct{}),
+	}
 	if err := w.start(); err != nil {
 		w.log.Error("worker does not start", "err", err)
 		return 1
@@ -89,6 +101,8 @@ func Run(log *slog.Logger) int {
 	go w.receive()
 	go w.watchMaster(orphaned)
 	cut, err := w.proxy.Run()
+	close(w.loopEnded)
+	w.answering.Lock() // the last acknowledgement leaves before the last words
 	if err != nil {
 		w.log.Error("event loop", "engine", w.engine.Name(), "err", err)
 		return 1
@@ -148,6 +162,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Slots: start.Slots, Log: w.log, Counters: w.counters,
 	})
 	w.apply(first)
+	w.large = first.large
 	for i, address := range start.Listeners {
 		listener := control.FDListeners + i
 		unix.CloseOnExec(listener)
@@ -176,7 +191,7 @@ func (w *worker) prepare(fd int) (*prepared, error) {
 
 // apply puts a generation in force. On the loop's thread.
 func (w *worker) apply(p *prepared) {
-	debug.SetMemoryLimit(int64(max(heapBytesLeast, p.snapshot.Limits.Memory/heapShare)))
+	debug.SetMemoryLimit(int64(p.snapshot.Limits.Memory))
 	w.proxy.Apply(p.snapshot)
 	w.mu.Lock()
 	w.drain = p.drain
@@ -194,6 +209,8 @@ func (w *worker) receive() {
 		// A snapshot that takes long to build, or a loop that is stuck, must
 		// not hide the next message or the end of the master.
 		go func() {
+			w.answering.RLock()
+			defer w.answering.RUnlock()
 			ack := control.Message{Type: control.TypeAck, Seq: msg.Seq}
 			if err := w.obey(msg, fd); err != nil {
 				ack.Error = err.Error()
@@ -222,17 +239,24 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		if err != nil {
 			return err
 		}
-		w.onLoop(func() { w.apply(p) })
+		if err := w.onLoop(func() { w.apply(p) }); err != nil {
+			return err
+		}
+		w.mu.Lock()
+		garbage := p.large || w.large
+		w.large = p.large
+		w.mu.Unlock()
+		if garbage {
+			go debug.FreeOSMemory()
+		}
 		return nil
 	case control.TypeAbort:
 		w.forget(msg.Generation)
 		return nil
 	case control.TypeSample:
-		w.sample()
-		return nil
+		return w.sample()
 	case control.TypeDrain:
-		w.beginDrain(msg.Deadline)
-		return nil
+		return w.beginDrain(msg.Deadline)
 	}
 	return fmt.Errorf("unknown message %q", msg.Type)
 }
@@ -270,29 +294,39 @@ func (w *worker) forget(generation uint64) {
 }
 
 // onLoop calls f between two turns and returns when it has run.
-func (w *worker) onLoop(f func()) {
+func (w *worker) onLoop(f func()) error {
 	done := make(chan struct{})
 	w.proxy.Post(func() {
 		f()
 		close(done)
 	})
-	<-done
+	select {
+	case <-done:
+		return nil
+	case <-w.loopEnded:
+	}
+	select {
+	case <-done: // in the loop's last turn
+		return nil
+	default:
+		return errors.New("the worker has drained")
+	}
 }
 
 // beginDrain lets the proxy drain, once. The process ends in any case.
-func (w *worker) beginDrain(deadline time.Duration) {
+func (w *worker) beginDrain(deadline time.Duration) error {
 	w.mu.Lock()
 	first := !w.draining
 	w.draining = true
 	w.mu.Unlock()
 	if !first {
-		return
+		return nil
 	}
 	time.AfterFunc(deadline+overtime, func() {
 		w.log.Error("the loop did not end at its drain deadline")
 		os.Exit(1)
 	})
-	w.onLoop(func() { w.proxy.Drain(deadline) })
+	return w.onLoop(func() { w.proxy.Drain(deadline) })
 }
 
 // abandoned drains a worker whose master is gone.
@@ -304,7 +338,8 @@ func (w *worker) abandoned(err error) {
 		w.log.Warn("the master is gone: draining", "master", strconv.Itoa(w.master), "err", err,
 			"deadline", deadline.String())
 	}
-	w.beginDrain(deadline)
+	// It can only fail because there is nothing left to drain.
+	_ = w.beginDrain(deadline)
 }
 
 // watchMaster drains when the parent-death signal comes, should the end of the

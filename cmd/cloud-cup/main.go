@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/cloud-cup/cloud-cup/internal/demo"
 	"github.com/cloud-cup/cloud-cup/supervisor"
@@ -93,7 +94,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	default:
 		err = supervisor.Run(options(&f, fs.Arg(0)))
 	}
-	if err != nil {
+	var invalid config.Errors
+	switch {
+	case errors.As(err, &invalid): // every line begins with its place
+		fmt.Fprintln(stderr, err)
+	case err != nil:
 		fmt.Fprintf(stderr, "cloud-cup: %v\n", err)
 	}
 	return supervisor.ExitCode(err)

@@ -37,13 +37,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	root.SetArgs(control.LongFlags(allFlags(root), args))
 	err := root.Execute()
-	if err != nil {
+	code := c.exitCode(err)
+	switch code {
+	case 0:
+	case exitInvalid: // every line begins with its place
+		fmt.Fprintln(stderr, err)
+	case exitUsage:
+		fmt.Fprintf(stderr, "cupctl: %v\nsee cupctl --help\n", err)
+	default:
 		fmt.Fprintf(stderr, "cupctl: %v\n", err)
 	}
-	if c.wrongUsage(err) {
-		fmt.Fprintf(stderr, "see cupctl --help\n")
-	}
-	return c.exitCode(err)
+	return code
 }
 
 // command is the command line.

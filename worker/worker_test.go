@@ -1,0 +1,310 @@
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
+	"github.com/cloud-cup/cloud-cup/internal/sys"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the worker.
+func TestMain(m *testing.M) {
+	if Asked() {
+		os.Exit(Run(slog.New(slog.NewTextHandler(os.Stderr, nil))))
+	}
+	os.Exit(m.Run())
+}
+
+// rig is a worker process, with the test as its master.
+type rig struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	channel *control.Channel
+	page    *shm.Page
+	address string
+	seq     uint64
+	log     *strings.Builder
+}
+
+func startRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, log: new(strings.Builder)}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	r.address = l.Addr().String()
+	listener, err := l.(*net.TCPListener).File()
+	require.NoError(t, err)
+	defer listener.Close()
+	var childEnd *os.File
+	r.channel, childEnd, err = control.Pair()
+	require.NoError(t, err)
+	defer childEnd.Close()
+	var fd int
+	r.page, fd, err = shm.Create()
+	require.NoError(t, err)
+	counters := os.NewFile(uintptr(fd), "counters")
+	defer counters.Close()
+
+	r.cmd = exec.Command("/proc/self/exe")
+	r.cmd.Env = append(os.Environ(), control.WorkerEnvironment+"=0")
+	r.cmd.ExtraFiles = []*os.File{childEnd, counters, listener}
+	r.cmd.Stderr = r.log
+	require.NoError(t, r.cmd.Start())
+	t.Cleanup(func() {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.channel.Close()
+		require.NoError(t, r.page.Close())
+		if t.Failed() {
+			t.Log(r.log)
+		}
+	})
+	return r
+}
+
+// call sends msg, with a payload if one is given, and returns the answer.
+func (r *rig) call(msg control.Message, payload *control.Payload) (control.Message, error) {
+	r.t.Helper()
+	r.seq++
+	msg.Seq = r.seq
+	fd := -1
+	if payload != nil {
+		text, err := json.Marshal(payload)
+		require.NoError(r.t, err)
+		fd, err = sys.SealedMemory("test", text)
+		require.NoError(r.t, err)
+		defer unix.Close(fd)
+	}
+	require.NoError(r.t, r.channel.Send(msg, fd))
+	ack, _, err := r.channel.Receive()
+	require.NoError(r.t, err)
+	require.Equal(r.t, control.TypeAck, ack.Type)
+	require.Equal(r.t, msg.Seq, ack.Seq)
+	if ack.Error != "" {
+		return ack, errors.New(ack.Error)
+	}
+	return ack, nil
+}
+
+func (r *rig) start(engine string, payload *control.Payload) (control.Message, error) {
+	r.t.Helper()
+	return r.call(control.Message{Type: control.TypeStart, Start: &control.Start{
+		Slots: 1, Listeners: []string{r.address}, Engine: engine, Required: true,
+	}}, payload)
+}
+
+func (r *rig) exitCode() int {
+	r.t.Helper()
+	err := r.cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		require.NoError(r.t, err)
+	}
+	return r.cmd.ProcessState.ExitCode()
+}
+
+// serverNamed is a backend that answers with its name.
+func serverNamed(t *testing.T, name string) (host string) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name) }))
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+func payloadFor(generation uint64, host string, addresses map[string][]string) *control.Payload {
+	return &control.Payload{
+		Generation: generation, Name: "test.json", Dir: "/", Addresses: addresses,
+		Text: fmt.Appendf(nil, `{"root": "127.0.0.1:1", "timeouts": {"drain": "2s"}, "routes": {"*": {"backends": [{"host": %q}]}}}`, host),
+	}
+}
+
+func (r *rig) get() string {
+	r.t.Helper()
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + r.address + "/")
+	require.NoError(r.t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(r.t, err)
+	return string(body)
+}
+
+func TestWorkerServesReloadsAndDrains(t *testing.T) {
+	for _, engine := range EngineNames() {
+		t.Run(engine, func(t *testing.T) {
+			one, two := serverNamed(t, "one"), serverNamed(t, "two")
+			r := startRig(t)
+			ack, err := r.start(engine, payloadFor(1, one, nil))
+			require.NoError(t, err)
+			require.Equal(t, engine, ack.Engine.Name)
+			require.Equal(t, "one", r.get())
+
+			_, err = r.call(control.Message{Type: control.TypePrepare}, payloadFor(2, "two.test:80", map[string][]string{"two.test:80": {two}}))
+			require.NoError(t, err)
+			require.Equal(t, "one", r.get(), "prepared is not in force")
+			_, err = r.call(control.Message{Type: control.TypeCommit, Generation: 3}, nil)
+			require.ErrorContains(t, err, "generation 3 is not prepared")
+			_, err = r.call(control.Message{Type: control.TypeCommit, Generation: 2}, nil)
+			require.NoError(t, err)
+			require.Equal(t, "two", r.get())
+
+			_, err = r.call(control.Message{Type: control.TypePrepare}, payloadFor(4, one, nil))
+			require.NoError(t, err)
+			_, err = r.call(control.Message{Type: control.TypeAbort, Generation: 4}, nil)
+			require.NoError(t, err)
+			_, err = r.call(control.Message{Type: control.TypeCommit, Generation: 4}, nil)
+			require.ErrorContains(t, err, "not prepared")
+			bad := payloadFor(5, one, nil)
+			bad.Text = []byte("{}")
+			_, err = r.call(control.Message{Type: control.TypePrepare}, bad)
+			require.ErrorContains(t, err, "test.json:1:1")
+			require.Equal(t, "two", r.get())
+
+			_, err = r.call(control.Message{Type: control.TypeSample}, nil)
+			require.NoError(t, err)
+			c := &r.page.Counters
+			require.EqualValues(t, 2, c.Generation)
+			require.EqualValues(t, 4, c.Requests)
+			require.NotZero(t, c.HeapObjects)
+			require.NotZero(t, c.Waits)
+			require.NotZero(t, c.Goroutines)
+
+			_, err = r.call(control.Message{Type: control.TypeDrain, Deadline: 2 * time.Second}, nil)
+			require.NoError(t, err)
+			last, _, err := r.channel.Receive()
+			require.NoError(t, err)
+			require.Equal(t, control.TypeDrained, last.Type)
+			require.Zero(t, last.Cut)
+			require.Zero(t, r.exitCode())
+			_, err = net.Dial("tcp", r.address)
+			require.ErrorIs(t, err, syscall.ECONNREFUSED)
+		})
+	}
+}
+
+func TestWorkerCutsAtTheDeadline(t *testing.T) {
+	for _, engine := range EngineNames() {
+		t.Run(engine, func(t *testing.T) {
+			r := startRig(t)
+			begun, release := make(chan struct{}), make(chan struct{})
+			slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				close(begun)
+				<-release
+			}))
+			defer slow.Close()
+			defer close(release)
+			_, err := r.start(engine, payloadFor(1, slow.Listener.Addr().String(), nil))
+			require.NoError(t, err)
+			conn, err := net.Dial("tcp", r.address)
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: cup.test\r\n\r\n")
+			require.NoError(t, err)
+			<-begun
+			_, err = r.call(control.Message{Type: control.TypeDrain, Deadline: 100 * time.Millisecond}, nil)
+			require.NoError(t, err)
+			last, _, err := r.channel.Receive()
+			require.NoError(t, err)
+			require.Equal(t, 1, last.Cut)
+			require.Zero(t, r.exitCode())
+		})
+	}
+}
+
+// A worker serves what was asked and waits in its accept queue, then ends, when
+// its master is gone; signals that are meant for the master do not matter.
+func TestWorkerEndsWithItsMaster(t *testing.T) {
+	r := startRig(t)
+	_, err := r.start(EngineNames()[0], payloadFor(1, serverNamed(t, "one"), nil))
+	require.NoError(t, err)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		require.NoError(t, r.cmd.Process.Signal(s))
+	}
+	require.Equal(t, "one", r.get())
+	require.NoError(t, r.channel.Close())
+	require.Zero(t, r.exitCode())
+	require.Contains(t, r.log.String(), "the master is gone")
+}
+
+func TestWorkerSaysWhyItDoesNotStart(t *testing.T) {
+	r := startRig(t)
+	_, err := r.start("kqueue", payloadFor(1, "127.0.0.1:9", nil))
+	require.ErrorContains(t, err, `there is no engine "kqueue"`)
+	require.Equal(t, 1, r.exitCode())
+}
+
+func TestWorkerWithoutMaster(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), control.WorkerEnvironment+"=0")
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	require.Contains(t, string(out), "no master started this process")
+}
+
+func TestOpenEngineFallsBackUnlessRequired(t *testing.T) {
+	o, err := openEngine("kqueue", false, probeBytes)
+	require.NoError(t, err)
+	require.NoError(t, o.engine.Close())
+	require.NoError(t, o.pool.Close())
+	require.Contains(t, o.fallback, "kqueue cannot be used")
+	_, err = openEngine("kqueue", true, probeBytes)
+	require.Error(t, err)
+}
+
+func TestSnapshot(t *testing.T) {
+	text := []byte(`{
+		"root": "127.0.0.1:1",
+		"timeouts": {"response": "7s"},
+		"limits": {"body_bytes": "1KiB", "connections": 100000},
+		"routes": {
+			"*": {"backends": [{"host": "127.0.0.1:81", "max_failure": 3, "cooldown": "9s"}, {"host": "unix:x.sock"}]},
+			"a.test/b/*": {"backends": [{"host": "name.test:80"}, {"host": "gone.test:80"}], "timeouts": {"response": "8s"}}
+		}
+	}`)
+	cfg, err := config.Parse("x", text, "/dir")
+	require.NoError(t, err)
+	p := &control.Payload{Generation: 5, Addresses: map[string][]string{"name.test:80": {"10.0.0.1:80", "[fd00::1]:80"}}}
+	s, err := newSnapshot(cfg, p, 70)
+	require.NoError(t, err)
+	require.EqualValues(t, 5, s.Generation)
+	require.Equal(t, 70, s.Limits.Connections, "as many as descriptors allow")
+	require.EqualValues(t, 1024, s.Limits.BodyBytes)
+	require.Equal(t, 7*time.Second, s.Timeouts.Response)
+	require.Equal(t, cfg.Timeouts.BackendIdle, s.Timeouts.BackendIdle)
+	require.Len(t, s.Routes, 2)
+	star, named := s.Routes[0], s.Routes[1]
+	require.Equal(t, "*", star.Pattern)
+	require.Equal(t, 3, star.Backends[0].MaxFailure)
+	require.Equal(t, 9*time.Second, star.Backends[0].Cooldown)
+	require.Equal(t, []loop.Addr{{AddrPort: netip.MustParseAddrPort("127.0.0.1:81")}}, star.Backends[0].Addrs)
+	require.Equal(t, []loop.Addr{{Path: "/dir/x.sock"}}, star.Backends[1].Addrs)
+	require.Equal(t, 8*time.Second, named.Timeouts.Response)
+	require.Equal(t, []loop.Addr{
+		{AddrPort: netip.MustParseAddrPort("10.0.0.1:80")}, {AddrPort: netip.MustParseAddrPort("[fd00::1]:80")},
+	}, named.Backends[0].Addrs)
+	require.Empty(t, named.Backends[1].Addrs)
+
+	p.Addresses["name.test:80"] = []string{"nonsense"}
+	_, err = newSnapshot(cfg, p, 70)
+	require.ErrorContains(t, err, "name.test:80")
+}
