@@ -91,10 +91,15 @@ func (c *client) advance() {
 		switch c.state {
 		case clientIdle, clientHead:
 			if c.in.empty() {
-				if c.eof {
-					c.gone()
+				if !c.eof {
+					return
 				}
-				return
+				if c.state == clientHead {
+					c.gone()
+					return
+				}
+				c.goodbye() // it may still be reading the last response
+				continue
 			}
 			if c.out.held > 0 && c.out.held >= c.p.allowance() {
 				return // it does not read its responses: no further request

@@ -176,18 +176,37 @@ func (p *Proxy) Run() (cut int, err error) {
 				wait = 0
 			}
 			p.stopAccepting()
-			if p.drained() {
-				return 0, nil
+			if p.now >= p.cutAt && cut == 0 {
+				cut = p.cutAll()
 			}
-			if p.now >= p.cutAt {
-				return p.clients, nil
+			if p.drained() || p.now >= p.cutAt+cutGrace {
+				return cut, nil
 			}
 		}
 		if err := p.engine.Poll(wait, p.deliverOp); err != nil {
-			return p.clients, err
+			return cut, err
 		}
 		p.turn()
 	}
+}
+
+// cutGrace is how long cut connections may take to close.
+const cutGrace = int64(100e6)
+
+// cutAll ends the client connections that a drain has left, and returns their
+// number.
+func (p *Proxy) cutAll() int {
+	n := 0
+	for _, c := range p.conns {
+		if cl, ok := c.owner.(*client); ok && cl.state != clientFree && cl.state != clientClosing {
+			p.count(message.ReasonDraining)
+			cl.cut()
+			n++
+		}
+	}
+	p.wheel.Schedule(&loop.Timer{Tag: timerCut}, p.cutAt+cutGrace)
+	p.settle()
+	return n
 }
 
 // turn does what follows a Poll.

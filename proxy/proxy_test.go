@@ -84,7 +84,7 @@ func TestDownload(t *testing.T) {
 		r := start(t, engine, to(backend), nil)
 		for _, size := range []int{0, 1, 100, 5000, 16 << 10, 1 << 20, 20 << 20} {
 			for _, framing := range []string{"length", "chunked", "close"} {
-								res, err := http.Get(fmt.Sprintf("http://%s/%d?%s", r.addr, size, framing))
+				res, err := http.Get(fmt.Sprintf("http://%s/%d?%s", r.addr, size, framing))
 				require.NoError(t, err)
 				got := readAll(t, res)
 				require.True(t, got == string(data[:size]), "%d bytes %s: got %d bytes, first difference at %d",

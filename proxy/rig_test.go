@@ -36,6 +36,7 @@ type rig struct {
 	t        *testing.T
 	addr     string
 	proxy    *proxy.Proxy
+	pool     *loop.Pool
 	counters *shm.Counters
 	done     chan struct{}
 	cut      int
@@ -67,6 +68,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 		runtime.LockOSThread()
 		pool := loop.NewPool(s.Limits.Memory)
 		pool.Poison = true
+		r.pool = pool
 		e, err := engines[engine](pool)
 		if err != nil {
 			ready <- err
@@ -89,6 +91,12 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 		if err := e.Close(); err != nil {
 			t.Error("close:", err)
 		}
+		if n := pool.Lent(); n != 0 {
+			t.Errorf("%d bytes of buffers were not given back", n)
+		}
+		if n := r.counters.Connections; n != 0 {
+			t.Errorf("%d client connections are open in the end", n)
+		}
 		if n := r.counters.Quarantined; n != 0 {
 			t.Errorf("quarantined = %d, want 0", n)
 		}
@@ -99,6 +107,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 }
 
 func (r *rig) stop() {
+	http.DefaultClient.CloseIdleConnections()
 	r.proxy.Post(func() { r.proxy.Drain(2 * time.Second) })
 	select {
 	case <-r.done:
