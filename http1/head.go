@@ -354,35 +354,48 @@ type knownField struct {
 	id   message.FieldID
 }
 
-// knownFields by the length of their names.
-var knownFields = [...][]knownField{
-	2:  {{"te", message.FieldTE}},
-	3:  {{"via", message.FieldVia}},
-	4:  {{"host", message.FieldHost}, {"date", message.FieldDate}},
-	6:  {{"server", message.FieldServer}, {"expect", message.FieldExpect}},
-	7:  {{"upgrade", message.FieldUpgrade}, {"trailer", message.FieldTrailer}},
-	9:  {{"forwarded", message.FieldForwarded}},
-	10: {{"connection", message.FieldConnection}, {"keep-alive", message.FieldKeepAlive}},
-	12: {{"x-request-id", message.FieldXRequestID}},
-	14: {{"content-length", message.FieldContentLength}, {"http2-settings", message.FieldHTTP2Settings}},
-	15: {{"x-forwarded-for", message.FieldXForwardedFor}},
-	16: {
+// knownFields holds every known name at its nameHash. A switch by length costs
+// the same and a list by length 5 % more of a head.
+var knownFields = func() (table [64]knownField) {
+	for _, k := range []knownField{
+		{"connection", message.FieldConnection},
+		{"content-length", message.FieldContentLength},
+		{"date", message.FieldDate},
+		{"expect", message.FieldExpect},
+		{"forwarded", message.FieldForwarded},
+		{"host", message.FieldHost},
+		{"http2-settings", message.FieldHTTP2Settings},
+		{"keep-alive", message.FieldKeepAlive},
+		{"proxy-connection", message.FieldProxyConnection},
+		{"server", message.FieldServer},
+		{"te", message.FieldTE},
+		{"trailer", message.FieldTrailer},
+		{"transfer-encoding", message.FieldTransferEncoding},
+		{"upgrade", message.FieldUpgrade},
+		{"via", message.FieldVia},
+		{"x-forwarded-for", message.FieldXForwardedFor},
 		{"x-forwarded-host", message.FieldXForwardedHost},
 		{"x-forwarded-port", message.FieldXForwardedPort},
-		{"proxy-connection", message.FieldProxyConnection},
-	},
-	17: {{"transfer-encoding", message.FieldTransferEncoding}, {"x-forwarded-proto", message.FieldXForwardedProto}},
+		{"x-forwarded-proto", message.FieldXForwardedProto},
+		{"x-request-id", message.FieldXRequestID},
+	} {
+		table[nameHash([]byte(k.name))] = k
+	}
+	return table
+}()
+
+// nameHash gives each known name a place of its own, whatever its case. A name
+// has at least one byte.
+func nameHash(name []byte) int {
+	penult := name[max(len(name)-2, 0)] | 0x20
+	return (4*len(name) + 5*int(penult)) & 63
 }
 
 // fieldID finds a name, a token in any case.
 func fieldID(name []byte) message.FieldID {
-	if len(name) >= len(knownFields) {
+	k := &knownFields[nameHash(name)]
+	if !fold(name, k.name) {
 		return message.FieldOther
 	}
-	for _, k := range knownFields[len(name)] {
-		if fold(name, k.name) {
-			return k.id
-		}
-	}
-	return message.FieldOther
+	return k.id
 }
