@@ -199,7 +199,7 @@ func (c *command) check(path string) error {
 	if c.output == "json" {
 		return c.json(checked{File: path, Valid: true, Routes: len(cfg.Routes)})
 	}
-	if _, err := fmt.Fprintf(c.out, "%s: valid, %d routes\n", path, len(cfg.Routes)); err != nil {
+	if _, err := fmt.Fprintf(c.out, "%s: valid, routes: %d\n", path, len(cfg.Routes)); err != nil {
 		return err
 	}
 	if err := cfg.Servable(); err != nil {
