@@ -55,7 +55,7 @@ type Op struct {
 
 	Code Code
 	Tag  uint8 // the submitter's: which of the object's Ops this is
-	Size Class // Recv: class of the buffer to receive into
+	Size Class // Recv: class of the buffer to receive into, ClassHead or ClassBody
 	FD   int32 // the descriptor; set by Submit for Connect
 	User Token // the submitter's: the object this Op serves
 	Peer *Addr // Connect: where to; must not change while in flight

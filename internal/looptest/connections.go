@@ -190,10 +190,9 @@ func testConnectCancel(r *rig) {
 
 	// A number that was used before is not taken for what it was: its socket
 	// is writable, the new one's connect goes on.
-	r.CloseFD(others[0])
+	r.close(others[0])
+	require.NoError(r, r.Poll(0, r.deliver))
 	again := r.connect(loop.Addr{AddrPort: boundTo(r, l)})
-	r.open--
-	require.Contains(r, []int32{k.FD, others[0]}, again.FD)
 	r.nothing(again)
 	r.Shutdown(again.FD, unix.SHUT_RDWR)
 	r.Cancel(&again.Op)
@@ -296,6 +295,7 @@ func testAttach(r *rig) {
 	require.NoError(r, err)
 	require.Equal(r, "back", string(b[:n]))
 	r.close(fd)
+	require.NoError(r, r.Poll(0, r.deliver))
 	n, err = unix.Read(pair[1], b)
 	require.NoError(r, err)
 	require.Zero(r, n, "closed")
@@ -329,4 +329,5 @@ func testBroken(r *rig) {
 	r.close(fd)
 	require.Panics(r, func() { r.CloseFD(fd) }, "close twice")
 	require.Panics(r, func() { r.recv(fd) }, "a descriptor that is not attached")
+	r.dead = true // counters may be wrong after a panic
 }

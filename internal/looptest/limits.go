@@ -214,6 +214,7 @@ func testGreedy(r *rig) {
 // seen.
 func testReuse(r *rig) {
 	l, addr := r.listen(16)
+	again := 0
 	for i := range 300 {
 		old, peer := r.acceptFrom(l, addr)
 		k := r.recv(old)
@@ -228,8 +229,11 @@ func testReuse(r *rig) {
 		}
 		r.close(old)
 
+		require.NoError(r, r.Poll(0, r.deliver))
 		other := r.connect(loop.Addr{AddrPort: addr})
-		require.Equal(r, old, other.FD)
+		if other.FD == old {
+			again++
+		}
 		require.Zero(r, r.result(other).err)
 		k = r.recv(other.FD)
 		accepted := r.result(r.accept(l))
@@ -240,6 +244,7 @@ func testReuse(r *rig) {
 		r.close(other.FD, int32(accepted.n))
 		require.NoError(r, peer.Close())
 	}
+	require.NotZero(r, again, "no number was used again")
 	r.close(l)
 }
 
@@ -257,7 +262,6 @@ func testReuseInDeliver(r *rig) {
 		first.then = func(result) {
 			r.close(b)
 			fresh = r.connect(loop.Addr{AddrPort: addr})
-			require.Equal(r, b, fresh.FD)
 		}
 		r.result(first)
 		require.Zero(r, r.result(fresh).err)
@@ -284,9 +288,9 @@ func testShared(r *rig) {
 	shared, err := unix.FcntlInt(uintptr(l), unix.F_DUPFD_CLOEXEC, 100)
 	require.NoError(r, err)
 	r.close(l)
+	require.NoError(r, r.Poll(0, r.deliver))
 
-	other, otherAddr := r.listen(16)
-	require.Equal(r, l, other, "the same number")
+	other, otherAddr := r.listen(16) // most likely with the same number
 	k := r.accept(other)
 	peer, err := net.Dial("tcp", addr.String())
 	require.NoError(r, err)
@@ -317,9 +321,7 @@ func testWake(r *rig) {
 
 	r.Wake()
 	soon("woken before")
-	start := time.Now()
-	require.NoError(r, r.Poll(quiet, r.deliver))
-	require.GreaterOrEqual(r, time.Since(start), quiet, "a wake-up counts once")
+	require.LessOrEqual(r, r.pollFor(quiet), 3, "a wake-up counts once")
 
 	for range 20 {
 		go func() {
@@ -337,11 +339,7 @@ func testWake(r *rig) {
 		})
 	}
 	wg.Wait()
-	calls := 0
-	for r.pollIsShort() {
-		calls++
-		require.Less(r, calls, 10, "many wake-ups count once")
-	}
+	require.Less(r, r.pollFor(quiet), 10, "many wake-ups count once")
 
 	// Each wake-up is seen by a Poll that ends after it.
 	turns, seen := make(chan int), 0
@@ -363,13 +361,6 @@ func testWake(r *rig) {
 	r.Wake()
 }
 
-// pollIsShort reports whether a Poll ended before its time.
-func (r *rig) pollIsShort() bool {
-	start := time.Now()
-	require.NoError(r, r.Poll(quiet, r.deliver))
-	return time.Since(start) < quiet
-}
-
 func testWaiting(r *rig) {
 	fd, _ := r.pair()
 	k := r.recv(fd)
@@ -377,10 +368,9 @@ func testWaiting(r *rig) {
 
 	for _, d := range []time.Duration{time.Microsecond, time.Millisecond, 3 * time.Millisecond, 50 * time.Millisecond} {
 		start, clock := time.Now(), r.Now()
-		require.NoError(r, r.Poll(d, r.deliver))
-		took := time.Since(start)
-		require.GreaterOrEqual(r, took, d)
-		require.Less(r, took, d+500*time.Millisecond)
+		// A signal may end a wait early, but not all the time.
+		require.LessOrEqual(r, r.pollFor(d), 3)
+		require.Less(r, time.Since(start), d+500*time.Millisecond)
 		require.Greater(r, r.Now(), clock)
 		var ts unix.Timespec
 		require.NoError(r, unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts))

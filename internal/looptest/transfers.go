@@ -13,17 +13,14 @@ import (
 
 func testRecv(r *rig) {
 	fd, peer := r.pair()
-	lent := r.pool.Lent() - r.Stats().BuffersOut*loop.HeadBytes
 	k := r.recv(fd)
 	r.nothing(k)
-	require.Equal(r, lent, r.pool.Lent()-r.Stats().BuffersOut*loop.HeadBytes, "a receive without data holds a buffer")
 	for i := range 100 { // each comes alone
 		write(r, peer, pattern(i*10, 10))
 		require.Equal(r, result{n: 10}, r.result(k))
 		r.again(k)
 	}
 	require.True(r, matches(k.data, 0))
-	write(r, peer, nil)
 	require.NoError(r, peer.Close())
 	require.Equal(r, result{}, r.result(k), "the end")
 	r.again(k)
@@ -35,7 +32,7 @@ func testRecv(r *rig) {
 	const total = 5*loop.BodyBytes + 77
 	go write(r, peer, pattern(0, total))
 	var got []byte
-	for _, class := range []loop.Class{loop.ClassSmall, loop.ClassHead} {
+	for _, class := range []loop.Class{loop.ClassHead, loop.ClassBody} {
 		k := r.start(loop.Op{Code: loop.Recv, FD: fd, Size: class})
 		res := r.result(k)
 		require.LessOrEqual(r, res.n, class.Bytes())
@@ -255,7 +252,7 @@ func testHalfClose(r *rig) {
 	}
 	// We end ours: the peer sees all of it and the end.
 	require.Zero(r, r.Shutdown(fd, unix.SHUT_WR))
-	got := <-read
+	got := await(r, read)
 	require.Len(r, got, 10_000)
 	require.True(r, matches(got, 0))
 	s := r.send(fd, []byte("x"))
@@ -267,7 +264,7 @@ func testHalfClose(r *rig) {
 	require.Zero(r, r.Shutdown(fd, unix.SHUT_WR))
 	k = r.recv(fd)
 	r.nothing(k)
-	require.Empty(r, <-readAll(peer))
+	require.Empty(r, await(r, readAll(peer)))
 	for i := range 10 {
 		write(r, peer, pattern(i*10, 10))
 		require.Equal(r, 10, r.result(k).n)
@@ -319,7 +316,7 @@ func testSend(r *rig) {
 	// Nothing at all is sent at once.
 	require.Equal(r, result{}, r.result(r.send(fd)))
 	r.close(fd)
-	got := <-read
+	got := await(r, read)
 	require.Len(r, got, at)
 	require.True(r, matches(got, 0))
 }
@@ -375,7 +372,7 @@ func testSendSlow(r *rig) {
 		}
 	}()
 	r.until("all to be sent", func() bool { return sent == total })
-	got := <-read
+	got := await(r, read)
 	require.Len(r, got, total)
 	require.True(r, matches(got, 0))
 	r.close(fd)
@@ -438,7 +435,7 @@ func testBothDirections(r *rig) {
 		r.until("the cancel", func() bool { return !recv.InFlight() })
 	}
 	r.close(fd)
-	back := <-read
+	back := await(r, read)
 	require.Len(r, back, total)
 	require.True(r, matches(back, 0))
 }
@@ -458,5 +455,5 @@ func testUnsent(r *rig) {
 	}
 	require.Less(r, r.Unsent(fd), before)
 	r.close(fd)
-	<-read
+	await(r, read)
 }
