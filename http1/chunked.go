@@ -55,8 +55,9 @@ func (c *Chunked) Trailers() []byte {
 	return c.trailers.buf
 }
 
-// Next consumes n bytes of b and returns at most one run of payload, a slice of
-// b. Call it until n is len(b) or Done; if then not Done, more bytes are needed.
+// Next consumes n bytes of b and returns at most one run of payload, the last
+// len(data) of them. It does not look at consumed bytes again: the caller may
+// overwrite them. Call it until n is len(b) or Done; if then not Done, more bytes are needed.
 // What follows the body is not consumed. Errors are *SyntaxError and final.
 func (c *Chunked) Next(b []byte) (data []byte, n int, err error) {
 	i := 0

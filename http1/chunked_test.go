@@ -26,6 +26,7 @@ func decode(t testing.TB, c *Chunked, text string, step int) (d decoded) {
 		piece := []byte(text[d.n:min(d.n+step, len(text))])
 		for rest := piece; len(rest) > 0 && !c.Done(); {
 			data, n, err := c.Next(rest)
+			require.Equal(t, string(rest[n-len(data):n]), string(data))
 			payload = append(payload, data...)
 			d.n += n
 			if err != nil {
