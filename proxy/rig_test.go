@@ -106,6 +106,19 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 	return r
 }
 
+// onLoop calls f on the loop and returns when it has run.
+func (r *rig) onLoop(f func()) {
+	done := make(chan struct{})
+	r.proxy.Post(func() { f(); close(done) })
+	<-done
+}
+
+// counted returns a copy of the counters.
+func (r *rig) counted() (c shm.Counters) {
+	r.onLoop(func() { c = *r.counters })
+	return c
+}
+
 func (r *rig) stop() {
 	http.DefaultClient.CloseIdleConnections()
 	r.proxy.Post(func() { r.proxy.Drain(2 * time.Second) })

@@ -186,7 +186,7 @@ func TestStaleConnection(t *testing.T) {
 				if method == "GET" {
 					require.Equal(t, "/2", body)
 					require.EqualValues(t, 3, heads.Load())
-					require.EqualValues(t, 1, r.counters.Retries)
+					require.EqualValues(t, 1, r.counted().Retries)
 				}
 			})
 		}
@@ -285,7 +285,7 @@ func TestTimeouts(t *testing.T) {
 			require.Less(t, time.Since(begun), 2*time.Second, test.name)
 			require.GreaterOrEqual(t, time.Since(begun), 100*time.Millisecond, test.name)
 			if test.reason != message.ReasonNone {
-				require.EqualValues(t, 1, r.counters.Reasons[test.reason], test.name)
+				require.EqualValues(t, 1, r.counted().Reasons[test.reason], test.name)
 			}
 		}
 	})
@@ -346,9 +346,9 @@ func TestSlowReader(t *testing.T) {
 		n, err := io.Copy(io.Discard, res.Body)
 		require.NoError(t, err)
 		require.EqualValues(t, size, n)
-		lent := make(chan int)
-		r.proxy.Post(func() { lent <- r.pool.Lent() })
-		require.LessOrEqual(t, <-lent, 16<<20)
+		var lent int
+		r.onLoop(func() { lent = r.pool.Lent() })
+		require.LessOrEqual(t, lent, 16<<20)
 		for _, c := range conns {
 			c.Close()
 		}
@@ -377,9 +377,7 @@ func TestDrain(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "done", readAll(t, res))
 		}
-		drained := make(chan bool)
-		r.proxy.Post(func() { r.proxy.Drain(patience); close(drained) })
-		<-drained
+		r.onLoop(func() { r.proxy.Drain(patience) })
 		// A request that is on its way is answered, and the connection then ends.
 		_, err = io.WriteString(second, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		require.NoError(t, err)
@@ -442,9 +440,7 @@ func TestApply(t *testing.T) {
 			s := snapshot(to(addr))
 			s.Generation = uint64(i + 2)
 			require.NoError(t, proxy.Prepare(s))
-			applied := make(chan bool)
-			r.proxy.Post(func() { r.proxy.Apply(s); close(applied) })
-			<-applied
+			r.onLoop(func() { r.proxy.Apply(s) })
 			for range 3 {
 				require.Equal(t, want, get())
 			}
