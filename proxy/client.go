@@ -162,8 +162,8 @@ func (c *client) readHead() bool {
 			return true
 		}
 		if len(c.in.pieces) > 1 || c.in.full() {
-			if !c.in.join(c.p.pool) {
-				c.refuse(message.ReasonHeadTooLarge)
+			if reason := c.in.join(c.p.pool); reason != message.ReasonNone {
+				c.refuse(reason)
 				return true
 			}
 			continue

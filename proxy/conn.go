@@ -4,6 +4,7 @@ import (
 	"syscall"
 
 	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
 	"golang.org/x/sys/unix"
 )
 
@@ -372,15 +373,15 @@ func (q *inQueue) pop() {
 }
 
 // join makes all bytes contiguous, in a buffer with room for more, so that a
-// head that spans receives can be parsed. It reports false if they are too
-// many for any buffer, or there is no memory.
-func (q *inQueue) join(pool *loop.Pool) bool {
+// head that spans receives can be parsed. It returns the reason if it cannot:
+// they are too many for any buffer, or there is no memory.
+func (q *inQueue) join(pool *loop.Pool) message.Reason {
 	total := 0
 	for _, f := range q.pieces {
 		total += f.end - f.start
 	}
 	if total >= loop.BodyBytes {
-		return false
+		return message.ReasonHeadTooLarge
 	}
 	class := loop.ClassHead
 	if total > loop.HeadBytes*3/4 {
@@ -388,7 +389,7 @@ func (q *inQueue) join(pool *loop.Pool) bool {
 	}
 	buf := pool.Get(class)
 	if buf == nil {
-		return false
+		return message.ReasonMemory
 	}
 	n := 0
 	for _, f := range q.pieces {
@@ -397,7 +398,7 @@ func (q *inQueue) join(pool *loop.Pool) bool {
 	}
 	clear(q.pieces)
 	q.pieces = append(q.pieces[:0], piece{buf, 0, n})
-	return true
+	return message.ReasonNone
 }
 
 // full reports whether the last buffer has no room behind its bytes, so that

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/cloud-cup/cloud-cup/balance"
 	"github.com/cloud-cup/cloud-cup/http1"
@@ -47,6 +48,7 @@ type stream struct {
 	keep      bool  // the backend keeps the connection open after this response
 	written   int64 // bytes of this exchange's request that the kernel took
 	idleSince int64
+	idleLimit time.Duration // timeouts.backend_idle of the route it served last
 
 	prev, next *stream // in the backend's idle list, or (next) in the free list
 }
@@ -124,6 +126,7 @@ func (b *backend) dial() *stream {
 // begin gives the stream an exchange to serve.
 func (st *stream) begin(x *exchange) {
 	st.x = x
+	st.idleLimit = x.route.spec.Timeouts.BackendIdle
 	st.answered, st.keep, st.written = false, false, 0
 }
 
@@ -201,10 +204,14 @@ func (st *stream) readHead() bool {
 		n, err := x.respParser.Parse(&x.resp, st.in.front(), &responseLimits, x.method)
 		switch {
 		case err == http1.ErrPartial && (len(st.in.pieces) > 1 || st.in.full()):
-			if st.in.join(st.p.pool) {
+			switch st.in.join(st.p.pool) {
+			case message.ReasonNone:
 				continue
+			case message.ReasonMemory:
+				x.attemptFailed(message.ReasonMemory, balance.Refused)
+			default:
+				x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
 			}
-			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
 			return false
 		case err == http1.ErrPartial:
 			if st.eof || st.fault != 0 {
@@ -300,9 +307,9 @@ func (st *stream) waitsFor() (wait, int64) {
 			return waitBody, int64(st.x.route.spec.Timeouts.Response)
 		}
 	case streamSettle:
-		return waitSend, int64(st.p.snap.Timeouts.BackendIdle)
+		return waitSend, int64(st.idleLimit)
 	case streamIdle:
-		return waitIdle, int64(st.p.snap.Timeouts.BackendIdle)
+		return waitIdle, int64(st.idleLimit)
 	}
 	return waitNothing, 0
 }
