@@ -70,10 +70,15 @@ func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	return errors.Join(m.drainResult(), m.closeListeners())
 }
 
-// drainAll tells every worker to drain, then lets go of the listeners: what
-// waits in accept queues is then accepted or refused, never left hanging.
+// drainAll lets go of the listeners and tells every worker to drain. The
+// sockets live on in the workers, which close them once their accept queues are
+// empty; were the master to close them later, connections would queue up
+// meanwhile that nobody takes.
 func (m *Master) drainAll(deadline time.Duration) {
 	m.awaitTurn()
+	if err := m.closeListeners(); err != nil {
+		m.log.Error("listeners", "err", err)
+	}
 	var wg sync.WaitGroup
 	for _, in := range m.drainable() {
 		wg.Add(1)
@@ -87,9 +92,6 @@ func (m *Master) drainAll(deadline time.Duration) {
 		}()
 	}
 	wg.Wait()
-	if err := m.closeListeners(); err != nil {
-		m.log.Error("listeners", "err", err)
-	}
 }
 
 // drainable marks all workers as draining and returns them.

@@ -94,6 +94,7 @@ func Run(log *slog.Logger) int {
 		master:    master,
 		loopEnded: make(chan struct{}),
 	}
+	nameProcess()
 	if err := w.start(); err != nil {
 		w.log.Error("worker does not start", "err", err)
 		return 1
@@ -110,6 +111,12 @@ func Run(log *slog.Logger) int {
 	// Without a master there is nobody to tell.
 	_ = w.channel.Send(control.Message{Type: control.TypeDrained, Cut: cut}, -1)
 	return 0
+}
+
+// nameProcess makes tools show "cup-worker N", not the "exe" of
+// /proc/self/exe. Where that fails they do not.
+func nameProcess() {
+	_ = os.WriteFile("/proc/self/comm", []byte("cup-worker "+os.Getenv(control.WorkerEnvironment)), 0)
 }
 
 // start brings the worker up to its first connection, and tells the master how

@@ -52,7 +52,7 @@ func exampleStatus() *control.Status {
 				LastDeath: "killed by SIGKILL", Generation: 4, Connections: 12, BackendIdle: 3, BuffersLent: 65536,
 				BuffersMapped: 1048576, Goroutines: 6, Totals: totals, Stale: true,
 			},
-			{Slot: 1, State: control.WorkerWaiting, Restarts: 7, LastDeath: "exit status 2"},
+			{Slot: 1, State: control.WorkerWaiting, Fallback: "uring cannot be used: io_uring_setup: cannot allocate memory", Restarts: 7, LastDeath: "exit status 2"},
 		},
 		Totals: totals,
 		Backends: []control.BackendStatus{

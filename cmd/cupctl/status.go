@@ -51,6 +51,12 @@ func writeStatus(out io.Writer, s *control.Status) error {
 			seconds(k.Uptime), k.Restarts, k.Connections, k.Requests, dash(k.LastDeath))
 	}
 
+	for i := range s.Workers {
+		if k := &s.Workers[i]; k.Fallback != "" {
+			fmt.Fprintf(w, "worker %d: %s\n", k.Slot, k.Fallback)
+		}
+	}
+
 	fmt.Fprint(w, "\nBACKEND\tROUTES\tADDRESSES\n")
 	for i := range s.Backends {
 		b := &s.Backends[i]
