@@ -19,11 +19,12 @@ func long() bool { return os.Getenv("CUP_LONG") == "1" }
 // Run runs the suite on the engine that open returns. It is called once for
 // every kind of engine; open is called once for each test.
 func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
-	for _, test := range []struct {
+	type part struct {
 		name   string
 		memory int
 		run    func(*rig)
-	}{
+	}
+	for _, test := range []part{
 		{"accept", 8 << 20, testAccept},
 		{"accept in order", 8 << 20, testAcceptOrder},
 		{"accept without descriptors", 8 << 20, testAcceptEMFILE},
@@ -66,5 +67,31 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"many connections", 64 << 20, testMany},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(newRig(t, open, test.memory)) })
+	}
+
+	// The faulty engine keeps the contract too.
+	for _, test := range []part{
+		{"accept in order", 8 << 20, testAcceptOrder},
+		{"receive series ends", 8 << 20, testMultiEnds},
+		{"data and the end at once", 8 << 20, testDataThenEnd},
+		{"send to a slow reader", 8 << 20, testSendSlow},
+		{"both directions", 8 << 20, testBothDirections},
+		{"random", 4 << 20, testRandom},
+	} {
+		t.Run("harmless faults/"+test.name, func(t *testing.T) { test.run(newRig(t, faulty(t, open, Harmless), test.memory)) })
+	}
+	t.Run("harmful faults/random", func(t *testing.T) { testRandom(newRig(t, faulty(t, open, Harmful), 4<<20)) })
+}
+
+// faulty opens the engine under test in a faulty one.
+func faulty(t *testing.T, open opener, rates Rates) opener {
+	return func(pool *loop.Pool) (loop.Engine, error) {
+		e, err := open(pool)
+		if err != nil {
+			return nil, err
+		}
+		f := Faulty(e, newSeed(t))
+		f.Rates = rates
+		return f, nil
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -228,19 +229,15 @@ type end struct {
 // testRandom does everything at once in a random order and compares every
 // byte. CUP_SEED repeats a failure.
 func testRandom(r *rig) {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("CUP_SEED"); s != "" {
-		var err error
-		seed, err = strconv.ParseUint(s, 10, 64)
-		require.NoError(r, err)
-	}
-	r.Logf("CUP_SEED=%d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := rand.New(rand.NewPCG(newSeed(r), 0))
 	steps := 20_000
 	if long() {
 		steps = 500_000
 	}
 	w := &world{rig: r, rng: rng}
+	if f, ok := r.Engine.(*FaultyEngine); ok {
+		w.harm = f.Rates.Reset > 0
+	}
 	w.listener, w.addr = r.listen(64)
 	for range 16 {
 		w.connectPair()
@@ -262,6 +259,19 @@ func testRandom(r *rig) {
 	}
 	r.close(w.listener)
 	require.NotZero(r, w.moved)
+	require.Equal(r, w.harm, w.harmed > 0)
+}
+
+// newSeed logs a seed, which CUP_SEED gives to repeat a failure.
+func newSeed(t testing.TB) uint64 {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("CUP_SEED"); s != "" {
+		var err error
+		seed, err = strconv.ParseUint(s, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("CUP_SEED=%d", seed)
+	return seed
 }
 
 // world is the random test's.
@@ -273,6 +283,8 @@ type world struct {
 	ends     []*end
 	held     []heldBuffer
 	moved    int // bytes received
+	harmed   int
+	harm     bool // connections are reset and refused by the engine
 }
 
 // heldBuffer is a received buffer whose bytes must stay.
@@ -285,8 +297,14 @@ type heldBuffer struct {
 func (w *world) connectPair() {
 	ours := w.connect(loop.Addr{AddrPort: w.addr})
 	accepted := w.accept(w.listener)
-	require.Zero(w, w.result(ours).err)
+	refused := w.result(ours).err == syscall.ECONNREFUSED
 	require.Zero(w, w.result(accepted).err)
+	if w.harm && refused {
+		w.close(ours.FD, int32(accepted.N))
+		w.connectPair()
+		return
+	}
+	require.Zero(w, ours.Err)
 	a := &end{fd: ours.FD, base: w.rng.IntN(1 << 30)}
 	b := &end{fd: int32(accepted.N), base: w.rng.IntN(1 << 30), other: a}
 	a.other = b
@@ -322,7 +340,7 @@ func (w *world) sent(e *end, res result) {
 	e.ended = true
 	if res.err != syscall.ECANCELED {
 		require.Contains(w, []syscall.Errno{syscall.EPIPE, syscall.ECONNRESET}, res.err)
-		require.True(w, e.failed, "%v on a connection that nobody cut", res.err)
+		w.mayFail(e, res.err)
 	}
 	if errno := w.Shutdown(e.fd, unix.SHUT_WR); errno != 0 {
 		require.Equal(w, syscall.ENOTCONN, errno)
@@ -373,8 +391,19 @@ func (w *world) recvEnded(e *end, res result) {
 		}
 	default:
 		require.Equal(w, syscall.ECONNRESET, res.err)
-		require.True(w, e.failed, "%v on a connection that nobody cut", res.err)
+		w.mayFail(e, res.err)
 	}
+}
+
+// mayFail holds an error to be the consequence of a cut, or of a fault that
+// was asked for.
+func (w *world) mayFail(e *end, errno syscall.Errno) {
+	if w.harm && !e.failed {
+		e.failed, e.other.failed = true, true
+		e.ended, e.other.ended = true, true
+		w.harmed++
+	}
+	require.True(w, e.failed, "%v on a connection that nobody cut", errno)
 }
 
 // cut ends a connection from one side.
