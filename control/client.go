@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cloud-cup/cloud-cup/internal/sys"
 )
 
 // Errors of a Client that its caller acts on.
@@ -52,21 +54,46 @@ type Client struct {
 }
 
 // NewClient returns a client for the socket at path; "unix:" in front of it
-// is dropped, and an empty path is DefaultSocket.
+// is dropped. An empty path is DefaultSocket, where only a master of this user
+// or of root is believed: others may be able to listen there first.
 func NewClient(path string) *Client {
 	path = strings.TrimPrefix(path, "unix:")
-	if path == "" {
+	check := path == ""
+	if check {
 		path = DefaultSocket()
 	}
 	return &Client{socket: path, http: http.Client{
 		Timeout: clientTimeout,
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", path)
+				conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+				if err == nil && check {
+					if err = checkOwner(conn.(*net.UnixConn)); err != nil {
+						return nil, errors.Join(err, conn.Close())
+					}
+				}
+				return conn, err
 			},
 			DisableKeepAlives: true,
 		},
 	}}
+}
+
+// checkOwner refuses a master of a user that this one need not trust.
+func checkOwner(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var uid int
+	controlErr := raw.Control(func(fd uintptr) { _, uid, err = sys.PeerOf(int(fd)) })
+	if err := errors.Join(controlErr, err); err != nil {
+		return err
+	}
+	if uid != 0 && uid != os.Geteuid() {
+		return fmt.Errorf("user %d listens there: %w", uid, ErrDenied)
+	}
+	return nil
 }
 
 // Status asks how the master and its workers are.
@@ -138,7 +165,7 @@ func (c *Client) dialError(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%s: %w", c.socket, ErrNotRunning)
-	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM), errors.Is(err, ErrDenied):
 		return fmt.Errorf("%s: %w", c.socket, ErrDenied)
 	}
 	return fmt.Errorf("%s: %w", c.socket, err)

@@ -14,6 +14,9 @@ import (
 const (
 	// startTimeout bounds the time from a worker's start to its readiness.
 	startTimeout = 10 * time.Second
+	// lastLog is how long a worker that did not start may take to end by
+	// itself, which lets it log why.
+	lastLog = 100 * time.Millisecond
 	// youngDeath is the age below which a death counts as one of a series.
 	youngDeath = 10 * time.Second
 	// freeDeaths of a series are followed by a new worker at once; then the
@@ -44,27 +47,27 @@ type slot struct {
 	lastClean bool // the last worker ended in order
 }
 
-// keep runs the slot's workers one after another until the master stops. The
-// first outcome of a start goes to first.
-func (m *Master) keep(s *slot, first chan<- error) {
+// keep runs the slot's workers one after another until the master stops. tell
+// is called with the outcome of each start, and of each life.
+func (m *Master) keep(s *slot, tell func(error)) {
 	defer m.slotsEnded.Done()
 	deaths := 0
 	for {
 		in, err := m.begin(s)
-		if first != nil {
-			first <- err
-			first = nil
+		if err == nil {
+			tell(nil)
 		}
 		age := time.Duration(0)
 		if in != nil {
-			reason, clean := in.wait()
+			how, clean := in.wait()
 			if err != nil {
-				reason += ": " + err.Error()
+				how = err.Error() + ": " + how
 			}
 			age = time.Since(in.started)
-			m.bury(s, in, reason, clean)
-			err = errors.New(reason)
+			m.bury(s, in, how, clean)
+			err = errors.New(how)
 		}
+		tell(err)
 		if age >= youngDeath {
 			deaths = 0
 		}
@@ -100,13 +103,12 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	if m.isStopping() {
 		return nil, errors.New("the master is stopping")
 	}
-	m.setState(s, control.WorkerStarting)
 	in, err := m.spawn(s.number)
 	if err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
-	s.in = in
+	s.in, s.state = in, control.WorkerStarting
 	g := m.current
 	m.mu.Unlock()
 
@@ -119,7 +121,7 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	}}
 	ack, err := m.callWithPayload(in, start, g, startTimeout)
 	if err != nil {
-		in.kill()
+		time.AfterFunc(lastLog, in.kill)
 		return in, fmt.Errorf("start: %w", err)
 	}
 	m.mu.Lock()
@@ -151,6 +153,7 @@ func (m *Master) bury(s *slot, in *incarnation, reason string, clean bool) {
 	defer m.mu.Unlock()
 	s.base.Add(&in.page.Counters.Totals)
 	s.in = nil
+	s.state = control.WorkerStarting
 	s.lastDeath = reason
 	words := in.lastWords()
 	s.lastClean = clean && words != nil

@@ -214,7 +214,8 @@ func (m *Master) startWorkers(count int) error {
 	first := make(chan error, count)
 	m.slotsEnded.Add(count)
 	for _, s := range m.slots {
-		go m.keep(s, first)
+		var once sync.Once
+		go m.keep(s, func(err error) { once.Do(func() { first <- err }) })
 	}
 	for range m.slots {
 		if err := <-first; err != nil {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -258,6 +260,36 @@ func TestWorkersThatDoNotStart(t *testing.T) {
 	require.Equal(t, exitFailed, ExitCode(err))
 	_, err = os.Stat(filepath.Join(filepath.Dir(path), "admin.sock"))
 	require.ErrorIs(t, err, os.ErrNotExist, "nothing is left behind")
+}
+
+// A slot whose workers die at once waits longer and longer, and is back once
+// they live.
+func TestCrashLoop(t *testing.T) {
+	r := startRig(t, nil)
+	os.Setenv(startEnvironment, "refuse")
+	defer os.Unsetenv(startEnvironment)
+	victim := r.Status().Workers[1].PID
+	require.NoError(t, syscall.Kill(victim, syscall.SIGKILL))
+	var w control.WorkerStatus
+	eventually(t, "the slot to wait", func() bool {
+		w = r.Status().Workers[1]
+		return w.State == control.WorkerWaiting
+	})
+	require.EqualValues(t, freeDeaths, w.Restarts)
+	require.Contains(t, w.LastDeath, "this worker does not want to")
+	require.Zero(t, w.PID)
+	os.Unsetenv(startEnvironment)
+	eventually(t, "the slot to be back", func() bool { return len(r.running()) == 2 })
+}
+
+func TestAdminServesOnlyItsUser(t *testing.T) {
+	handler := newMaster(testOptions(writeConfig(t, "{}"), testLog{t})).adminHandler()
+	for uid, want := range map[int]int{os.Geteuid(): http.StatusOK, 0: http.StatusOK, os.Geteuid() + 1: http.StatusForbidden, -1: http.StatusForbidden} {
+		r := httptest.NewRequest(http.MethodGet, "/v1/version", nil)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, uid)))
+		require.Equal(t, want, w.Code, "user %d", uid)
+	}
 }
 
 func TestStaleAdminSocketIsReplaced(t *testing.T) {

@@ -162,7 +162,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 		return nil, err
 	}
 	if opened.fallback != "" {
-		w.log.Warn("engine "+opened.fallback, "instead", opened.engine.Name())
+		w.log.Warn(opened.fallback, "instead", opened.engine.Name())
 	}
 	w.engine, w.pool = opened.engine, opened.pool
 	w.proxy = proxy.New(proxy.Config{

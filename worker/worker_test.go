@@ -26,9 +26,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// refuseEnvironment makes a worker process one that io_uring is refused to.
+const refuseEnvironment = "WORKER_TEST_REFUSE"
+
 // The test binary is also the worker.
 func TestMain(m *testing.M) {
 	if Asked() {
+		if os.Getenv(refuseEnvironment) != "" {
+			if err := sys.RefuseCalls(sys.Refusal{Call: unix.SYS_IO_URING_SETUP, Errno: syscall.EPERM}); err != nil {
+				panic(err)
+			}
+		}
 		os.Exit(Run(slog.New(slog.NewTextHandler(os.Stderr, nil))))
 	}
 	os.Exit(m.Run())
@@ -108,8 +116,13 @@ func (r *rig) call(msg control.Message, payload *control.Payload) (control.Messa
 
 func (r *rig) start(engine string, payload *control.Payload) (control.Message, error) {
 	r.t.Helper()
+	return r.startWith(engine, true, payload)
+}
+
+func (r *rig) startWith(engine string, required bool, payload *control.Payload) (control.Message, error) {
+	r.t.Helper()
 	return r.call(control.Message{Type: control.TypeStart, Start: &control.Start{
-		Slots: 1, Listeners: []string{r.address}, Engine: engine, Required: true,
+		Slots: 1, Listeners: []string{r.address}, Engine: engine, Required: required,
 	}}, payload)
 }
 
@@ -249,6 +262,26 @@ func TestWorkerSaysWhyItDoesNotStart(t *testing.T) {
 	r := startRig(t)
 	_, err := r.start("kqueue", payloadFor(1, "127.0.0.1:9", nil))
 	require.ErrorContains(t, err, `there is no engine "kqueue"`)
+	require.Equal(t, 1, r.exitCode())
+}
+
+// What the master could open, a worker may be refused later.
+func TestWorkerThatIsRefusedItsEngine(t *testing.T) {
+	t.Setenv(refuseEnvironment, "1")
+	payload := payloadFor(1, serverNamed(t, "one"), nil)
+	r := startRig(t)
+	ack, err := r.startWith("uring", false, payload)
+	require.NoError(t, err)
+	require.Equal(t, "epoll", ack.Engine.Name)
+	require.Contains(t, ack.Engine.Fallback, "io_uring_setup: operation not permitted")
+	require.Equal(t, "one", r.get())
+	require.NoError(t, r.channel.Close())
+	require.Zero(t, r.exitCode())
+	require.Contains(t, r.log.String(), ack.Engine.Fallback)
+
+	r = startRig(t)
+	_, err = r.startWith("uring", true, payload)
+	require.EqualError(t, err, ack.Engine.Fallback)
 	require.Equal(t, 1, r.exitCode())
 }
 
