@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// A full run. Shorter ones (ROUNDS= and SECONDS=) show that the suite works,
+// and never replace the tables.
+const (
+	roundsFull  = 7
+	secondsFull = 3
+)
+
+// options are the command line.
+type options struct {
+	rounds    int
+	seconds   int
+	proxyCPU  int
+	clientCPU int
+	cup       string
+	results   string
+	markdown  string
+}
+
+// full reports whether the run is long enough to be published.
+func (o *options) full() bool { return o.rounds >= roundsFull && o.seconds >= secondsFull }
+
+// Children ask to be told of their parent's death, which the kernel takes for
+// the death of the thread that started them: all are started from the main
+// thread.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	args := os.Args[1:]
+	if len(args) > 0 && args[0] == backendCommand {
+		os.Exit(report(serveBackend(args[1:])))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+	os.Exit(run(ctx, args))
+}
+
+func run(ctx context.Context, args []string) int {
+	var o options
+	fs := pflag.NewFlagSet("bench", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard) // errors are printed below
+	fs.SortFlags = false
+	rounds, err1 := fromEnvironment("ROUNDS", roundsFull)
+	seconds, err2 := fromEnvironment("SECONDS", secondsFull)
+	fs.IntVar(&o.rounds, "rounds", rounds, "rounds; the default is $ROUNDS, if set")
+	fs.IntVar(&o.seconds, "seconds", seconds, "length of one run; the default is $SECONDS, if set")
+	fs.IntVar(&o.proxyCPU, "proxy-cpu", 0, "CPU of the program under test")
+	fs.IntVar(&o.clientCPU, "client-cpu", 1, "CPU of wrk and of the backend")
+	fs.StringVar(&o.cup, "cloud-cup", "bin/cloud-cup", "the cloud-cup to measure")
+	fs.StringVar(&o.results, "results", "bench/results", "folder of raw results; those of short runs go to tmp/ in it")
+	fs.StringVar(&o.markdown, "markdown", "BENCHMARKS.md", "file whose tables a full run replaces")
+	err := errors.Join(err1, err2, fs.Parse(args))
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		fmt.Printf("usage: bench [flags] [table [FILE]]\n\n%s", fs.FlagUsages())
+		return 0
+	case err == nil:
+		err = o.check(fs.Args())
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n\nusage: bench [flags] [table [FILE]]\n\n%s", err, fs.FlagUsages())
+		return exitUsage
+	}
+	if fs.Arg(0) == "table" {
+		return report(rewriteTables(&o, fs.Arg(1)))
+	}
+	return report(measure(ctx, &o))
+}
+
+func report(err error) int {
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		return exitFailed
+	}
+	return 0
+}
+
+// fromEnvironment is how make passes ROUNDS= and SECONDS= on.
+func fromEnvironment(name string, otherwise int) (int, error) {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s=%s is not a number", name, text)
+	}
+	return n, nil
+}
+
+func (o *options) check(args []string) error {
+	switch {
+	case len(args) > 0 && args[0] != "table" || len(args) > 2:
+		return fmt.Errorf("unexpected arguments %q", args)
+	case o.rounds < 1 || o.seconds < 1:
+		return fmt.Errorf("%d rounds of %d seconds: want at least one of each", o.rounds, o.seconds)
+	case o.proxyCPU == o.clientCPU:
+		return fmt.Errorf("proxy and client both on CPU %d: want two", o.proxyCPU)
+	}
+	return nil
+}

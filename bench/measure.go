@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+const warmUpSeconds = 1
+
+// bench is one call's state.
+type bench struct {
+	o       *options
+	dir     string // temporary: configurations, logs
+	results *Results
+	servers []*server // by the index of Results.Programs
+	running []*server // all that were started, the backend too
+}
+
+// measure runs everything, writes the raw results, and the tables from them.
+func measure(ctx context.Context, o *options) error {
+	if err := install(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "cup-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{o: o, dir: dir, results: &Results{
+		Schema: schema, Started: time.Now().UTC().Truncate(time.Second),
+		Command: fmt.Sprintf("bin/bench --rounds=%d --seconds=%d", o.rounds, o.seconds),
+		Rounds:  o.rounds, Seconds: o.seconds, Loads: loads,
+	}}
+	for i := range loads {
+		b.results.Clients = append(b.results.Clients, strings.Join(wrkCommand(o.clientCPU, &loads[i], o.seconds, "ADDRESS"), " "))
+	}
+	if err := b.describe(); err != nil {
+		return err
+	}
+	err = b.start(ctx)
+	if err == nil {
+		err = b.rounds(ctx)
+	}
+	if err := errors.Join(err, b.stop()); err != nil {
+		return err
+	}
+	b.results.Ended = time.Now().UTC().Truncate(time.Second)
+	return b.publish()
+}
+
+func (b *bench) describe() error {
+	var err1, err2, err3 error
+	b.results.Machine, err1 = thisMachine(b.o)
+	b.results.Build, err2 = thisBuild(b.o.cup)
+	b.results.Versions, err3 = versions()
+	return errors.Join(err1, err2, err3)
+}
+
+// start starts the backend and all programs, and waits until they answer.
+func (b *bench) start(ctx context.Context) error {
+	address, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	command := pinned(b.o.clientCPU, self, backendCommand, address)
+	b.results.Backend = strings.Replace(strings.Join(command, " "), self, "bin/bench", 1)
+	if _, err := b.startOne(ctx, func() (*server, error) { return startServer(b.dir, backendCommand, address, command) }); err != nil {
+		return err
+	}
+	list, err := candidates(b.o, b.dir, address)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		s, err := b.startOne(ctx, func() (*server, error) { return list[i].start(b.dir) })
+		if err != nil {
+			return err
+		}
+		b.servers = append(b.servers, s)
+		b.results.Programs = append(b.results.Programs, list[i].published(b.dir))
+	}
+	return nil
+}
+
+func (b *bench) startOne(ctx context.Context, start func() (*server, error)) (*server, error) {
+	s, err := start()
+	if err != nil {
+		return nil, err
+	}
+	b.running = append(b.running, s)
+	fmt.Fprintf(os.Stderr, "starting %s at %s\n", s.name, s.address)
+	return s, s.ready(ctx, loads)
+}
+
+// stop ends what was started, last first.
+func (b *bench) stop() error {
+	var err error
+	for _, s := range slices.Backward(b.running) {
+		err = errors.Join(err, s.stop())
+	}
+	return err
+}
+
+// rounds warms up and makes all runs. Programs stay up all the time.
+func (b *bench) rounds(ctx context.Context) error {
+	total := len(loads) * len(b.servers)
+	order := order(b.o.rounds, len(loads), len(b.servers))
+	fmt.Fprintf(os.Stderr, "%d runs of %d s after %d s of warm-up, about %v\n", len(order), b.o.seconds, total*warmUpSeconds,
+		time.Duration(total*warmUpSeconds+len(order)*b.o.seconds)*time.Second)
+	for _, t := range order[:total] {
+		if _, err := b.load(ctx, t, warmUpSeconds); err != nil {
+			return err
+		}
+	}
+	for i, t := range order {
+		r := Run{Round: t.round + 1, Load: loads[t.load].Name, Program: b.results.Programs[t.program].Name}
+		before, err1 := b.sample(t.program)
+		w, err2 := b.load(ctx, t, b.o.seconds)
+		after, err3 := b.sample(t.program)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		r.Wrk, r.CPU = w, after.since(&before)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			r.Failure = err.Error()
+		} else if !slices.Equal(before.pids, after.pids) {
+			r.Failure = fmt.Sprintf("processes %v became %v", before.pids, after.pids)
+		}
+		b.results.Runs = append(b.results.Runs, r)
+		fmt.Fprintf(os.Stderr, "%3d/%d  round %d  %-24s %-16s %s\n", i+1, len(order), r.Round, r.Load, r.Program, r.progress())
+	}
+	return nil
+}
+
+func (b *bench) sample(program int) (sample, error) {
+	return takeSample(b.servers[program].cmd.Process.Pid, b.o.proxyCPU, b.o.clientCPU)
+}
+
+func (b *bench) load(ctx context.Context, t turn, seconds int) (Wrk, error) {
+	return runWrk(ctx, wrkCommand(b.o.clientCPU, &loads[t.load], seconds, b.servers[t.program].address))
+}
+
+func (r *Run) progress() string {
+	text := fmt.Sprintf("%6.2f us CPU  %7.0f/s  p99 %6.0f us  proxy %3.0f %%", r.perRequest(r.ProxyNS), r.Rate, r.P99, 100*r.utilisation())
+	if n := r.Errors(); n > 0 {
+		text += fmt.Sprintf("  %d ERRORS", n)
+	}
+	if r.Failure != "" {
+		text += "  FAILED: " + r.Failure
+	}
+	return text
+}
+
+// turn is one run of the plan, by indices.
+type turn struct{ round, load, program int }
+
+// order is the plan: the order of programs turns around from one run to the
+// next, within a round and from round to round.
+func order(rounds, loads, programs int) []turn {
+	var list []turn
+	for round := range rounds {
+		for load := range loads {
+			for i := range programs {
+				if (round+load)%2 == 1 {
+					i = programs - 1 - i
+				}
+				list = append(list, turn{round, load, i})
+			}
+		}
+	}
+	return list
+}
+
+// publish writes the raw results, and the tables if the run was a full one.
+// That requests failed is an error, that they were slow is none.
+func (b *bench) publish() error {
+	dir := b.o.results
+	if !b.o.full() {
+		dir = filepath.Join(dir, "tmp")
+	}
+	path, err := b.results.save(dir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "raw results: %s\n", path)
+	text := tables(b.results, path)
+	fmt.Print(text)
+	if b.o.full() {
+		if err := replaceTables(b.o.markdown, text); err != nil {
+			return err
+		}
+	}
+	return b.results.failures()
+}
+
+// failures tells which runs had errors.
+func (r *Results) failures() error {
+	var list []error
+	for i := range r.Runs {
+		run := &r.Runs[i]
+		if run.Errors() > 0 || run.Failure != "" {
+			list = append(list, fmt.Errorf("round %d, %s, %s: %s", run.Round, run.Load, run.Program, run.progress()))
+		}
+	}
+	return errors.Join(list...)
+}
+
+// rewriteTables writes the tables of the results in file, or of the newest.
+func rewriteTables(o *options, file string) error {
+	if file == "" {
+		var err error
+		if file, err = newestResults(o.results); err != nil {
+			return err
+		}
+	}
+	r, err := loadResults(file)
+	if err != nil {
+		return err
+	}
+	return replaceTables(o.markdown, tables(r, file))
+}

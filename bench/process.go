@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	startTimeout = 10 * time.Second
+	stopTimeout  = 10 * time.Second
+	// retryPause is how long to wait before asking a starting program again.
+	retryPause = 20 * time.Millisecond
+	// logTailBytes of a program's output are shown when it does not start.
+	logTailBytes = 2000
+)
+
+// pinned is the command that runs name on one CPU. taskset replaces itself by
+// the program, so the process's id is the program's.
+func pinned(cpu int, name string, args ...string) []string {
+	return append([]string{"taskset", "--cpu-list", strconv.Itoa(cpu), name}, args...)
+}
+
+// ownGroup keeps Ctrl-C from a child, which is stopped by us, and stops it if
+// we die.
+func ownGroup() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
+}
+
+// server is a running child that listens.
+type server struct {
+	name    string
+	address string
+	cmd     *exec.Cmd
+	log     string        // file with its output
+	ended   chan struct{} // closed when it was waited for
+}
+
+// startServer starts the command with its output in a file in dir.
+func startServer(dir, name, address string, command []string) (*server, error) {
+	s := &server{name: name, address: address, log: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
+	log, err := os.Create(s.log)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	s.cmd = exec.Command(command[0], command[1:]...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = ownGroup()
+	if err := s.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	go func() {
+		_ = s.cmd.Wait() // how it ended is in its log
+		close(s.ended)
+	}()
+	return s, nil
+}
+
+// ready waits until the server answers each load as it should.
+func (s *server) ready(ctx context.Context, loads []Load) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("not ready in time"))
+	defer cancel()
+	for i := range loads {
+		for {
+			err := ask(ctx, "http://"+s.address+loads[i].Path, loads[i].Bytes)
+			if err == nil {
+				break
+			}
+			select {
+			case <-s.ended:
+				return fmt.Errorf("%s ended: %s", s.name, s.logTail())
+			case <-ctx.Done():
+				return fmt.Errorf("%s: %w: %w: %s", s.name, context.Cause(ctx), err, s.logTail())
+			case <-time.After(retryPause):
+			}
+		}
+	}
+	return nil
+}
+
+// ask makes one request on a connection of its own, and wants a body of the
+// backend's.
+func ask(ctx context.Context, url string, bodyBytes int) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	request.Close = true
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	switch {
+	case err != nil:
+		return err
+	case response.StatusCode != http.StatusOK:
+		return fmt.Errorf("%s: %s: %.200s", url, response.Status, body)
+	case !bytes.Equal(body, backendBody(bodyBytes)):
+		return fmt.Errorf("%s: %d bytes that are not the backend's %d", url, len(body), bodyBytes)
+	}
+	return nil
+}
+
+func (s *server) logTail() string {
+	text, err := os.ReadFile(s.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-logTailBytes):])
+}
+
+// stop ends the process, and after a while whatever is left of its group.
+func (s *server) stop() error {
+	pid := s.cmd.Process.Pid
+	select {
+	case <-s.ended:
+		return fmt.Errorf("%s had ended by itself: %s", s.name, s.logTail())
+	default:
+	}
+	err := unix.Kill(pid, unix.SIGTERM)
+	select {
+	case <-s.ended:
+	case <-time.After(stopTimeout):
+		err = fmt.Errorf("%s did not end within %v", s.name, stopTimeout)
+	}
+	// Usually nobody is left.
+	if killed := unix.Kill(-pid, unix.SIGKILL); killed != nil && killed != unix.ESRCH {
+		err = errors.Join(err, killed)
+	}
+	<-s.ended
+	return err
+}
+
+// freeAddress lets the kernel choose a port of the loopback interface.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}

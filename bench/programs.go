@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Names of programs. Ratios are to the reference.
+const (
+	nameRing  = "cloud-cup uring"
+	nameEpoll = "cloud-cup epoll"
+	reference = "nginx"
+)
+
+// loads are all loads of a full run.
+var loads = []Load{
+	{"100 B, 1 connection", 1, backendPath + "100", 100},
+	{"100 B, 64 connections", 64, backendPath + "100", 100},
+	{"100 B, 256 connections", 256, backendPath + "100", 100},
+	{"16 KiB, 1 connection", 1, backendPath + "16384", 16384},
+	{"16 KiB, 64 connections", 64, backendPath + "16384", 16384},
+	{"16 KiB, 256 connections", 256, backendPath + "16384", 16384},
+}
+
+// candidate is a program that can be started.
+type candidate struct {
+	Program
+	address string // where it will listen
+	file    string // where its configuration will stand
+}
+
+// candidates are all programs under test, in the order of a round. Their
+// configurations will stand in dir.
+func candidates(o *options, dir, backend string) ([]candidate, error) {
+	var list []candidate
+	for _, c := range []struct {
+		name, file string
+		ours       bool
+		config     func(address, backend, dir string) string
+		command    func(file string) []string
+	}{
+		{nameRing, "uring.json", true, cupConfig, cupCommand(o.cup, "uring")},
+		{nameEpoll, "epoll.json", true, cupConfig, cupCommand(o.cup, "epoll")},
+		{reference, "nginx.conf", false, nginxConfig, nginxCommand},
+	} {
+		address, err := freeAddress()
+		if err != nil {
+			return nil, err
+		}
+		file := filepath.Join(dir, c.file)
+		command := c.command(file)
+		list = append(list, candidate{
+			Program: Program{
+				Name:    c.name,
+				Ours:    c.ours,
+				Command: pinned(o.proxyCPU, command[0], command[1:]...),
+				Config:  c.config(address, backend, dir),
+			},
+			address: address,
+			file:    file,
+		})
+	}
+	return list, nil
+}
+
+// start writes the configuration and starts the program.
+func (c *candidate) start(dir string) (*server, error) {
+	if err := os.WriteFile(c.file, []byte(c.Config), 0o644); err != nil {
+		return nil, err
+	}
+	return startServer(dir, c.Name, c.address, c.Command)
+}
+
+// published is the program as the results show it.
+func (c *candidate) published(dir string) Program {
+	p := c.Program
+	p.Config = strings.ReplaceAll(p.Config, dir, "DIR")
+	p.Command = strings.Split(strings.ReplaceAll(strings.Join(p.Command, "\x00"), dir, "DIR"), "\x00")
+	return p
+}
+
+func cupCommand(program, engine string) func(file string) []string {
+	return func(file string) []string {
+		return []string{program, "--io=" + engine, "--admin=off", file}
+	}
+}
+
+func cupConfig(address, backend, _ string) string {
+	return fmt.Sprintf(`{
+  "root": %q,
+  "workers": 1,
+  "routes": {"*": {"backends": [{"host": %q}]}},
+}
+`, address, backend)
+}
+
+func nginxCommand(file string) []string {
+	return []string{"nginx", "-e", "stderr", "-p", filepath.Dir(file), "-c", file}
+}
+
+// nginxConfig is tuned as nginx's documentation advises, and adds the same
+// header fields as Cloud Cup, so that both do the same work.
+func nginxConfig(address, backend, dir string) string {
+	return strings.NewReplacer("ADDRESS", address, "BACKEND", backend, "DIR", dir).Replace(`daemon off;
+worker_processes 1;
+worker_rlimit_nofile 8192;
+pid DIR/nginx.pid;
+error_log stderr warn;
+events {
+    use epoll;
+    worker_connections 4096;
+}
+http {
+    access_log off;
+    client_body_temp_path DIR/client_body;
+    proxy_temp_path DIR/proxy;
+    fastcgi_temp_path DIR/fastcgi;
+    uwsgi_temp_path DIR/uwsgi;
+    scgi_temp_path DIR/scgi;
+    keepalive_requests 1000000000;
+    upstream backend {
+        server BACKEND;
+        keepalive 512;
+        keepalive_requests 1000000000;
+    }
+    server {
+        listen ADDRESS backlog=4096;
+        location / {
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_buffer_size 16k;
+            proxy_buffers 8 16k;
+            proxy_busy_buffers_size 32k;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $http_host;
+            proxy_set_header Via "1.1 nginx";
+            add_header Via "1.1 nginx";
+        }
+    }
+}
+`)
+}
+
+// needed are the programs that bench does not build, with their Debian
+// packages.
+var needed = []struct{ program, debianPackage string }{
+	{"taskset", "util-linux"},
+	{"wrk", "wrk"},
+	{"nginx", "nginx"},
+}
+
+// install brings what is missing, by apt.
+func install() error {
+	// Where Debian has nginx; not everybody's PATH has it.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin"); err != nil {
+		return err
+	}
+	var packages []string
+	for _, n := range needed {
+		if _, err := exec.LookPath(n.program); err != nil {
+			packages = append(packages, n.debianPackage)
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "installing what is missing: %s\n", strings.Join(packages, ", "))
+	for _, arguments := range [][]string{
+		{"apt-get", "update"},
+		append([]string{"apt-get", "install", "--yes", "--no-install-recommends"}, packages...),
+	} {
+		if os.Geteuid() != 0 {
+			arguments = append([]string{"sudo"}, arguments...)
+		}
+		cmd := exec.Command(arguments[0], arguments[1:]...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w; install %s by hand", strings.Join(arguments, " "), err, strings.Join(packages, ", "))
+		}
+	}
+	return nil
+}

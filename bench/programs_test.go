@@ -1,0 +1,69 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/stretchr/testify/require"
+)
+
+func TestCandidates(t *testing.T) {
+	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, "/tmp/x", "127.0.0.1:9")
+	require.NoError(t, err)
+	require.Len(t, list, 3)
+	for i := range list {
+		c := &list[i]
+		require.Equal(t, []string{"taskset", "--cpu-list", "3"}, c.Command[:3])
+		require.Contains(t, c.Config, c.address)
+		require.Contains(t, c.Config, "127.0.0.1:9")
+		p := c.published("/tmp/x")
+		require.NotContains(t, p.Config+strings.Join(p.Command, " "), "/tmp/x")
+		if c.Ours {
+			parsed, err := config.Parse(c.file, []byte(c.Config), "/tmp/x")
+			require.NoError(t, err)
+			require.Equal(t, 1, parsed.Workers)
+		}
+	}
+}
+
+// The committed tables are those of the newest committed results: without
+// results there are none.
+func TestBenchmarksAreGenerated(t *testing.T) {
+	want := "\n"
+	if path, err := newestResults("results"); err == nil {
+		r, err := loadResults(path)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, r.Rounds, roundsFull)
+		want = "\n" + tables(r, path) + "\n"
+	}
+	text, err := os.ReadFile(filepath.Join("..", "BENCHMARKS.md"))
+	require.NoError(t, err)
+	require.Contains(t, string(text), tablesBegin+"\n"+want+tablesEnd, "bin/bench table writes them")
+}
+
+func TestOptions(t *testing.T) {
+	good := options{rounds: 1, seconds: 1, clientCPU: 1}
+	require.NoError(t, good.check(nil))
+	require.NoError(t, good.check([]string{"table", "x.json"}))
+	require.Error(t, good.check([]string{"tables"}))
+	require.Error(t, good.check([]string{"table", "x", "y"}))
+	require.False(t, good.full())
+	require.Error(t, (&options{seconds: 1, clientCPU: 1}).check(nil))
+	require.Error(t, (&options{rounds: 1, seconds: 1}).check(nil))
+	require.True(t, (&options{rounds: roundsFull, seconds: secondsFull}).full())
+
+	t.Setenv("ROUNDS", "")
+	n, err := fromEnvironment("ROUNDS", 7)
+	require.NoError(t, err)
+	require.Equal(t, 7, n)
+	t.Setenv("ROUNDS", "2")
+	n, err = fromEnvironment("ROUNDS", 7)
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+	t.Setenv("ROUNDS", "two")
+	_, err = fromEnvironment("ROUNDS", 7)
+	require.ErrorContains(t, err, "ROUNDS=two")
+}
