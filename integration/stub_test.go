@@ -1,0 +1,4 @@
+package integration
+
+func idleClients() error      { return nil }
+func refuseAndExecute() error { return nil }
