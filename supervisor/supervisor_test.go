@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -228,6 +229,21 @@ func TestStop(t *testing.T) {
 		require.ErrorIs(t, syscall.Kill(pid, 0), syscall.ESRCH)
 	}
 	_, err := net.Dial("tcp", address)
+	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+}
+
+func TestStopAcceptsUntilTheDelayIsOver(t *testing.T) {
+	delayed := strings.Replace(configText("127.0.0.1:0"), `"drain": `, `"drain_delay": "1h", "drain": `, 1)
+	r := startRig(t, func(o *Options, _ *Master) { require.NoError(t, os.WriteFile(o.Path, []byte(delayed), 0o600)) })
+	r.signals <- syscall.SIGTERM
+	for len(r.signals) > 0 {
+		runtime.Gosched() // until it is taken
+	}
+	ask(t, r.addresses()[0])
+	r.signals <- syscall.SIGHUP // means nothing any more
+	r.signals <- syscall.SIGTERM
+	require.Equal(t, exitCut, ExitCode(<-r.done), "a second signal ends it at once")
+	_, err := net.Dial("tcp", r.addresses()[0])
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }
 
