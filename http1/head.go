@@ -4,6 +4,7 @@ import (
 	"github.com/cloud-cup/cloud-cup/message"
 )
 
+// kind is what the fields that a parser reads belong to.
 type kind uint8
 
 const (

@@ -83,6 +83,7 @@ type SyntaxError struct {
 	At     int // the offending byte's place in the bytes given
 }
 
+// Error is what was found, without its place.
 func (e *SyntaxError) Error() string { return e.Msg }
 
 func headLimit(lim *Limits) int {

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The origin of the runtime's monotonic clock.
 var (
 	clockStart = time.Now()
 	clockBase  = monotonicRaw() - int64(time.Since(clockStart))
