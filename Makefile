@@ -1,10 +1,12 @@
 # Both programs need Go alone; "make race" needs a C compiler too.
 
-VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo development)
-PREFIX   ?= /usr/local
-FUZZTIME ?= 60s
-GOFLAGS  += -trimpath
-LDFLAGS   = -X main.version=$(VERSION)
+VERSION   ?= $(shell git describe --always --dirty 2>/dev/null || echo development)
+PREFIX    ?= /usr/local
+FUZZTIME  ?= 60s
+PACKAGES  ?= ./...
+TESTFLAGS ?=
+GOFLAGS   += -trimpath
+LDFLAGS    = -X main.version=$(VERSION)
 
 export CGO_ENABLED ?= 0
 
@@ -23,17 +25,17 @@ run: build
 	bin/cloud-cup --demo
 
 test: build
-	go test ./...
+	go test $(TESTFLAGS) $(PACKAGES)
 
 race: build
-	CGO_ENABLED=1 go test -race ./...
+	CGO_ENABLED=1 go test -race $(TESTFLAGS) $(PACKAGES)
 
 # Tests with other people's programs as clients, backends and peers (Debian).
 PEERS = nginx haproxy wrk curl openssl chromium
 test-peers: build
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
-	go test -count=1 -tags peers ./integration/...
+	go test -count=1 -tags peers $(TESTFLAGS) ./integration/...
 
 # Every fuzz target for FUZZTIME.
 fuzz:
@@ -45,7 +47,7 @@ fuzz:
 
 # The long forms of the tests.
 soak: build
-	CUP_LONG=1 go test -count=1 -timeout 3h ./...
+	CUP_LONG=1 go test -count=1 -timeout 3h $(TESTFLAGS) $(PACKAGES)
 
 # Both engines and nginx under wrk, interleaved; writes the results.
 bench: build
