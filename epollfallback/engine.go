@@ -134,8 +134,6 @@ func refused(step string, err error) error {
 		cause = " (a seccomp filter?)"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		cause = " (the limit of open files)"
-	default:
-		return fmt.Errorf("epoll: %s: %w", step, err)
 	}
 	return fmt.Errorf("epoll: %s: %w%s: %w", step, err, cause, loop.ErrNotSupported)
 }
@@ -224,6 +222,12 @@ func (e *engine) Unsent(fd int32) int {
 	e.of(fd, "unsent")
 	e.stats.Calls++
 	return sys.Unsent(fd)
+}
+
+func (e *engine) Abort(fd int32) {
+	e.of(fd, "abort")
+	e.stats.Calls++
+	_ = sys.SetAbort(fd) // without it the peer sees a FIN
 }
 
 func (e *engine) Submit(op *loop.Op) {

@@ -107,6 +107,10 @@ type Engine interface {
 	// acknowledged yet (SIOCOUTQ, tcp(7)): that it shrinks is progress of a
 	// stalled Send. -1 if the kernel does not tell.
 	Unsent(fd int32) int
+	// Abort makes the coming CloseFD end the connection with a RST instead
+	// of a FIN: the peer can tell that what it got is not whole. What was
+	// sent and not taken yet is lost.
+	Abort(fd int32)
 
 	// Poll waits at most wait (no limit if negative, not at all if 0 or if
 	// results are known) for results, or until Wake, and delivers what there

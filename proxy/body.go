@@ -37,6 +37,12 @@ func (b *body) start(framing message.Framing, length int64, toChunked bool, limi
 // none reports whether the message has no payload at all.
 func (b *body) none() bool { return b.done && b.moved == 0 }
 
+// toClose reports whether the body goes without any framing, until the
+// connection ends.
+func (b *body) toClose() bool {
+	return !b.toChunked && (b.framing == message.FramingChunked || b.framing == message.FramingClose)
+}
+
 // tooLarge reports whether more payload came than the limit allows.
 func (b *body) tooLarge() bool { return b.limit >= 0 && b.moved > b.limit }
 

@@ -116,7 +116,7 @@ func (c *client) advance() {
 			if !c.out.empty() || c.send.InFlight() {
 				return
 			}
-			if c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
+			if c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
 				c.become(clientClosing)
 				return
 			}

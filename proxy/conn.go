@@ -41,6 +41,7 @@ type conn struct {
 	progress  bool          // something moved since the deadline was set
 	isClient  bool
 	dirty     bool // in p.dirty
+	abort     bool // closing is to send a RST
 	closing   bool // waiting for operations to come back, then freed
 }
 
@@ -267,9 +268,12 @@ func (c *conn) close() {
 	}
 	c.closing = true
 	c.in.drop()
+	if c.abort {
+		c.p.engine.Abort(c.fd)
+	}
 	if c.recv.InFlight() || c.send.InFlight() {
 		// Ends both; a receive in flight would otherwise hold back the FIN.
-		if c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0 {
+		if c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0 {
 			c.p.engine.Cancel(&c.recv)
 			c.p.engine.Cancel(&c.send)
 		}
@@ -298,7 +302,7 @@ func (c *conn) reap() {
 	}
 	c.fd = -1
 	c.deadline, c.waits = 0, waitNothing
-	c.eof, c.fault, c.sendFault, c.progress, c.closing = false, 0, 0, false, false
+	c.eof, c.fault, c.sendFault, c.progress, c.abort, c.closing = false, 0, 0, false, false, false
 	c.self.Age++
 	c.owner.free()
 }

@@ -158,12 +158,15 @@ func (x *exchange) moveRequest() {
 	if st == nil || !c.in.empty() && st.sendFault == 0 && !x.wantsRequestBody() {
 		return
 	}
-	var to *conn // a backend that takes no more, but may still answer
-	if st.sendFault == 0 {
-		to = &st.conn
-	}
 	if c.in.empty() && !c.eof {
 		return
+	}
+	to := &st.conn
+	if st.sendFault != 0 {
+		if st.written == 0 {
+			return // another attempt will need all of the body
+		}
+		to = nil // it takes no more, but may still answer
 	}
 	err := x.reqBody.move(&c.in, to)
 	st.mark()
@@ -202,7 +205,9 @@ func (x *exchange) respond(n int) {
 	}
 	x.respBody.start(resp.Framing, resp.Length, toChunked, -1)
 	x.respBody.chunks.Response = true
-	if x.p.draining {
+	if x.p.draining || !x.reqBody.done {
+		// RFC 9112 9.6: say so. A body that is still coming is not waited
+		// for when the response is complete before it.
 		x.keep = false
 	}
 	if !x.writeResponseHead(resp, toChunked) {
@@ -340,6 +345,9 @@ func (x *exchange) fail(reason message.Reason) {
 	if x.state == exchangeRespond {
 		x.p.count(reason)
 		x.keep = false
+		// Where the end of the connection is the end of the body, a FIN
+		// would pass the part off as the whole.
+		c.abort = x.respBody.toClose()
 		x.end()
 		return
 	}

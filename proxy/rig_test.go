@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/epollfallback"
+	"github.com/cloud-cup/cloud-cup/internal/looptest"
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/proxy"
@@ -30,6 +31,23 @@ var engines = map[string]func(*loop.Pool) (loop.Engine, error){
 		return epollfallback.Open(epollfallback.Config{Pool: pool})
 	},
 }
+
+// faulty engines make the worst of the contract, with a seed that the test
+// prints.
+func init() {
+	for name, open := range engines {
+		engines["faulty "+name] = func(pool *loop.Pool) (loop.Engine, error) {
+			e, err := open(pool)
+			if err != nil {
+				return nil, err
+			}
+			return looptest.Faulty(e, seed), nil
+		}
+	}
+}
+
+// seed of all that is random.
+var seed = uint64(time.Now().UnixNano())
 
 // rig is a Proxy that serves on a loopback port.
 type rig struct {
@@ -175,7 +193,15 @@ func serve(t *testing.T, h http.HandlerFunc) string {
 
 // each runs f once per engine.
 func each(t *testing.T, f func(t *testing.T, engine string)) {
-	for name := range engines {
+	for _, name := range []string{"uring", "epoll"} {
+		t.Run(name, func(t *testing.T) { f(t, name) })
+	}
+}
+
+// eachFaulty runs f once per engine, and once over each with faults.
+func eachFaulty(t *testing.T, f func(t *testing.T, engine string)) {
+	t.Logf("seed %d", seed)
+	for _, name := range []string{"uring", "epoll", "faulty uring", "faulty epoll"} {
 		t.Run(name, func(t *testing.T) { f(t, name) })
 	}
 }

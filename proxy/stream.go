@@ -201,7 +201,7 @@ func (st *stream) readHead() bool {
 	}
 	st.answered = true
 	for {
-		n, err := x.respParser.Parse(&x.resp, st.in.front(), &responseLimits, x.method)
+		n, err := x.respParser.Parse(&x.resp, st.in.front(), &st.p.snap.heads, x.method)
 		switch {
 		case err == http1.ErrPartial && (len(st.in.pieces) > 1 || st.in.full()):
 			switch st.in.join(st.p.pool) {
@@ -234,9 +234,6 @@ func (st *stream) readHead() bool {
 		return false
 	}
 }
-
-// responseLimits bound the heads of backends: what fits into one buffer.
-var responseLimits = http1.Limits{HeadBytes: loop.BodyBytes - loop.HeadBytes, Fields: 1000, TargetBytes: 1}
 
 // release takes the stream back from an exchange whose response is whole.
 // requestDone tells whether the whole request was handed to the stream.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -244,6 +245,22 @@ func TestTruncation(t *testing.T) {
 			}
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF, name)
 		}
+	})
+}
+
+func TestTruncationUntilClose(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			if _, err := head(bufio.NewReader(c)); err == nil {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n")
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		c := r.dial()
+		_, err := io.WriteString(c, "GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+		require.NoError(t, err)
+		_, err = io.ReadAll(c)
+		require.ErrorIs(t, err, syscall.ECONNRESET)
 	})
 }
 

@@ -20,6 +20,7 @@ package ring
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -428,6 +429,12 @@ func (e *engine) Unsent(fd int32) int {
 	return sys.Unsent(fd)
 }
 
+func (e *engine) Abort(fd int32) {
+	e.at(fd)
+	e.stats.Calls++
+	_ = sys.SetAbort(fd) // without it the peer sees a FIN
+}
+
 func (e *engine) Wake() {
 	if e.woken.Swap(true) {
 		return // a wake-up is on its way, or Poll has not returned from one
@@ -722,7 +729,10 @@ func (e *engine) accepted(index int32, age uint32, res int32, deliver func(*loop
 		e.serveFirst(d, slot)
 	}
 	op := slot.op
-	op.N, op.Err, op.Addr = n, errno, slot.area.addr.AddrPort()
+	op.N, op.Err, op.Addr = n, errno, netip.AddrPort{}
+	if errno == 0 {
+		op.Addr = slot.area.addr.AddrPort()
+	}
 	if slot.prev != 0 {
 		e.slots[slot.prev-1].next = slot.next
 	} else {

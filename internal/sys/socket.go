@@ -158,6 +158,15 @@ func Unsent(fd int32) int {
 	return int(n)
 }
 
+// SetAbort makes the coming close(2) of a stream socket end the connection with
+// a RST instead of a FIN (SO_LINGER with no time: socket(7)).
+func SetAbort(fd int32) syscall.Errno {
+	linger := unix.Linger{Onoff: 1}
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
+		uintptr(unsafe.Pointer(&linger)), unsafe.Sizeof(linger), 0)
+	return errno
+}
+
 // EventFD makes an event counter, close-on-exec (eventfd(2)). If it is
 // nonblocking, ReadEvent never sleeps.
 func EventFD(nonblocking bool) (int32, syscall.Errno) {

@@ -1,0 +1,32 @@
+package proxy
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Dump tells what every open connection waits for. On the loop.
+func (p *Proxy) Dump() string {
+	var b strings.Builder
+	for _, c := range p.conns {
+		if c.fd < 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "%d fd %d recv %v send %v in %d out %d held %d eof %v fault %d %d waits %d closing %v ",
+			c.self.Index, c.fd, c.recv.InFlight(), c.send.InFlight(), len(c.in.pieces), len(c.out.segs)-c.out.head,
+			c.out.held, c.eof, c.fault, c.sendFault, c.waits, c.closing)
+		var x *exchange
+		if cl, ok := c.owner.(*client); ok {
+			x = cl.x
+			fmt.Fprintf(&b, "client state %d\n", cl.state)
+		} else {
+			st := c.owner.(*stream)
+			x = st.x
+			fmt.Fprintf(&b, "stream state %d connect %v answered %v written %d\n", st.state, st.connect.InFlight(), st.answered, st.written)
+		}
+		if x != nil {
+			fmt.Fprintf(&b, "  exchange state %d method %d request %+v response %+v stream %v\n", x.state, x.method, x.reqBody, x.respBody, x.stream != nil)
+		}
+	}
+	return b.String()
+}
