@@ -1,15 +1,180 @@
-package epollfallback_test
+package epollfallback
 
 import (
+	"errors"
+	"runtime"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
-	"github.com/cloud-cup/cloud-cup/epollfallback"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
 	"github.com/cloud-cup/cloud-cup/internal/looptest"
 	"github.com/cloud-cup/cloud-cup/loop"
 )
 
-func open(pool *loop.Pool) (loop.Engine, error) {
-	return epollfallback.Open(epollfallback.Config{Pool: pool})
+func TestEngine(t *testing.T) {
+	looptest.Run(t, func(pool *loop.Pool) (loop.Engine, error) { return Open(Config{Pool: pool}) })
 }
 
-func TestEngine(t *testing.T) { looptest.Run(t, open) }
+// opened returns an engine on this goroutine's thread and one end of a socket
+// pair that is attached to it.
+func opened(t *testing.T) (e *engine, fd, peer int32) {
+	runtime.LockOSThread()
+	pool := loop.NewPool(8 << 20)
+	opened, err := Open(Config{Pool: pool})
+	require.NoError(t, err)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.NoError(t, opened.Attach(int32(pair[0])))
+	t.Cleanup(func() {
+		require.NoError(t, opened.Close())
+		require.NoError(t, pool.Close())
+		require.NoError(t, unix.Close(pair[1]))
+		runtime.UnlockOSThread()
+	})
+	return opened.(*engine), int32(pair[0]), int32(pair[1])
+}
+
+// A request and its answer take one receive, one send, and one wait; no call
+// finds out that there is nothing more.
+func TestCallsPerExchange(t *testing.T) {
+	e, fd, peer := opened(t)
+	recv := loop.Op{Code: loop.Recv, FD: fd, Size: loop.ClassHead}
+	send := loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{[]byte("answer")}}
+	answered := 0
+	deliver := func(op *loop.Op) {
+		if op == &recv {
+			recv.Buf.Release()
+			e.Submit(&send)
+			return
+		}
+		answered++
+		e.Submit(&recv)
+	}
+	e.Submit(&recv)
+	exchange := func() {
+		_, err := unix.Write(int(peer), []byte("request"))
+		require.NoError(t, err)
+		require.NoError(t, e.Poll(time.Second, deliver))
+		_, err = unix.Read(int(peer), make([]byte, 10))
+		require.NoError(t, err)
+	}
+	exchange()
+	before := e.Stats()
+	for range 100 {
+		exchange()
+	}
+	after := e.Stats()
+	require.Equal(t, 101, answered)
+	require.EqualValues(t, 200, after.Calls-before.Calls)
+	require.EqualValues(t, 100, after.Waits-before.Waits)
+	e.Cancel(&recv)
+	require.NoError(t, e.Poll(0, func(*loop.Op) {}))
+	e.CloseFD(fd)
+}
+
+// A send to a full socket makes no call until the kernel tells of room.
+func TestCallsOfBlockedSend(t *testing.T) {
+	e, fd, peer := opened(t)
+	send := loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 4<<20)}}
+	delivered := 0
+	deliver := func(*loop.Op) { delivered++ }
+	require.NoError(t, e.Poll(0, deliver)) // learns that there is room
+	e.Submit(&send)
+	require.NoError(t, e.Poll(0, deliver))
+	require.Equal(t, 1, delivered)
+	require.Less(t, send.N, 4<<20)
+
+	before := e.Stats().Calls
+	e.Submit(&send)
+	require.Equal(t, before, e.Stats().Calls)
+	buf := make([]byte, 64<<10)
+	for end := time.Now().Add(5 * time.Second); delivered == 1 && time.Now().Before(end); {
+		_, err := unix.Read(int(peer), buf)
+		require.True(t, err == nil || errors.Is(err, unix.EAGAIN), "%v", err)
+		require.NoError(t, e.Poll(0, deliver))
+	}
+	require.Equal(t, 2, delivered)
+	require.Positive(t, send.N)
+	e.CloseFD(fd)
+}
+
+// The socket of a closed number lives on in a child between fork and exec, and
+// so do its events: they are not the next descriptor's.
+func TestStaleEvents(t *testing.T) {
+	e, fd, peer := opened(t)
+	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100)
+	require.NoError(t, err)
+	e.descs[fd].shared = false // as if it were our own
+	e.CloseFD(fd)
+
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.EqualValues(t, fd, pair[0])
+	require.NoError(t, e.Attach(fd))
+	none := func(op *loop.Op) { require.Fail(t, "delivered", "%+v", op) }
+	require.NoError(t, e.Poll(0, none))
+	stale := e.Stats().Stale
+
+	recv := loop.Op{Code: loop.Recv, FD: fd, Size: loop.ClassHead}
+	e.Submit(&recv)
+	calls := e.Stats().Calls
+	_, err = unix.Write(int(peer), []byte("old"))
+	require.NoError(t, err)
+	require.NoError(t, e.Poll(time.Second, none))
+	require.Greater(t, e.Stats().Stale, stale)
+	require.Equal(t, calls, e.Stats().Calls, "a receive was tried")
+
+	e.Cancel(&recv)
+	require.NoError(t, e.Poll(0, func(*loop.Op) {}))
+	e.CloseFD(fd)
+	require.NoError(t, unix.Close(copied))
+	require.NoError(t, unix.Close(pair[1]))
+}
+
+// A loop that is never idle lets other goroutines run.
+func TestBusyLoopLetsOthersRun(t *testing.T) {
+	e, fd, _ := opened(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	send := loop.Op{Code: loop.Send, FD: fd} // of nothing: known at once
+	var ran atomic.Int64
+	go func() {
+		for range 10 {
+			ran.Add(1)
+			runtime.Gosched()
+		}
+	}()
+	deliver := func(*loop.Op) {}
+	for end := time.Now().Add(10 * time.Second); ran.Load() < 10; {
+		e.Submit(&send)
+		require.NoError(t, e.Poll(time.Second, deliver))
+		require.True(t, time.Now().Before(end), "the other goroutine does not run")
+	}
+	e.CloseFD(fd)
+}
+
+func TestAttachRefuses(t *testing.T) {
+	e, fd, peer := opened(t)
+	require.ErrorIs(t, e.Attach(fd), syscall.EEXIST)
+	require.ErrorIs(t, e.Attach(1<<20), syscall.EBADF)
+	require.NoError(t, unix.SetNonblock(int(peer), false))
+	require.ErrorContains(t, e.Attach(peer), "it is blocking")
+	e.CloseFD(fd)
+}
+
+func TestOpenTellsWhy(t *testing.T) {
+	for errno, text := range map[syscall.Errno]string{
+		syscall.EPERM:  "epoll: epoll_create1: operation not permitted (a seccomp filter?): not supported here",
+		syscall.ENOSYS: "epoll: epoll_create1: function not implemented (a seccomp filter?): not supported here",
+		syscall.EMFILE: "epoll: epoll_create1: too many open files (the limit of open files): not supported here",
+		syscall.ENOMEM: "epoll: epoll_create1: cannot allocate memory: not supported here",
+	} {
+		err := refused("epoll_create1", errno)
+		require.EqualError(t, err, text)
+		require.ErrorIs(t, err, loop.ErrNotSupported)
+		require.ErrorIs(t, err, errno)
+	}
+}

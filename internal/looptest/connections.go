@@ -115,10 +115,19 @@ func testAcceptCancel(r *rig) {
 	res := r.result(first)
 	require.Zero(r, res.err)
 	r.nothing(third)
-	r.Cancel(&third.Op)
-	require.Equal(r, syscall.ECANCELED, r.result(third).err)
-	require.Zero(r, third.Addr)
-	r.close(int32(res.n), l)
+
+	// The next connection is the third one's, not the cancelled one's.
+	fourth := r.accept(l)
+	next, err := net.Dial("tcp", addr.String())
+	require.NoError(r, err)
+	defer next.Close()
+	require.Equal(r, next.LocalAddr().String(), r.result(third).addr.String())
+	r.nothing(fourth)
+	require.Len(r, second.results, 1)
+	r.Cancel(&fourth.Op)
+	require.Equal(r, syscall.ECANCELED, r.result(fourth).err)
+	require.Zero(r, fourth.Addr)
+	r.close(int32(res.n), int32(third.N), l)
 }
 
 func testConnect(r *rig) {

@@ -215,11 +215,11 @@ func (r *rig) nothing(k *task) {
 	require.Equal(r, before, len(k.results), "an unexpected result: %+v", k.results)
 }
 
-// pollFor polls for a time, whatever comes, and counts how often.
+// pollFor polls for a time, at least once, whatever comes, and counts how often.
 func (r *rig) pollFor(d time.Duration) (polls int) {
 	r.Helper()
-	for end := time.Now().Add(d); time.Now().Before(end); polls++ {
-		require.NoError(r, r.Poll(time.Until(end), r.deliver))
+	for end := time.Now().Add(d); polls == 0 || time.Now().Before(end); polls++ {
+		require.NoError(r, r.Poll(max(time.Until(end), 0), r.deliver))
 	}
 	return polls
 }

@@ -2,6 +2,8 @@ package looptest
 
 import (
 	"net"
+	"os"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -240,6 +242,10 @@ func testDataThenReset(r *rig) {
 }
 
 func testHalfClose(r *rig) {
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
+
 	// The peer ends its direction, ours goes on.
 	fd, peer := r.pair()
 	require.NoError(r, peer.CloseWrite())
@@ -257,6 +263,8 @@ func testHalfClose(r *rig) {
 	require.True(r, matches(got, 0))
 	s := r.send(fd, []byte("x"))
 	require.Equal(r, syscall.EPIPE, r.result(s).err)
+	r.pollFor(quiet)
+	require.Empty(r, pipe, "SIGPIPE")
 	r.close(fd)
 
 	// We end our direction first, the peer's goes on.
