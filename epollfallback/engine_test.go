@@ -135,6 +135,19 @@ func TestStaleEvents(t *testing.T) {
 	require.NoError(t, unix.Close(pair[1]))
 }
 
+// A listener that the master holds too is not heard of any more.
+func TestSharedDescriptorIsQuietAfterClose(t *testing.T) {
+	e, fd, peer := opened(t)
+	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100)
+	require.NoError(t, err)
+	e.CloseFD(fd)
+	_, err = unix.Write(int(peer), []byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, e.Poll(10*time.Millisecond, func(*loop.Op) {}))
+	require.Zero(t, e.Stats().Stale)
+	require.NoError(t, unix.Close(copied))
+}
+
 // A loop that is never idle lets other goroutines run.
 func TestBusyLoopLetsOthersRun(t *testing.T) {
 	e, fd, _ := opened(t)

@@ -101,7 +101,8 @@ type Engine interface {
 	// SHUT_RDWR. Receives in flight end with N = 0 after SHUT_RDWR, sends
 	// with EPIPE.
 	Shutdown(fd int32, how int) syscall.Errno
-	// CloseFD closes an attached descriptor that has no Op in flight.
+	// CloseFD closes an attached descriptor that has no Op in flight, with
+	// the next Poll at the latest.
 	CloseFD(fd int32)
 	// Unsent is the number of bytes that the peer's kernel has not
 	// acknowledged yet (SIOCOUTQ, tcp(7)): that it shrinks is progress of a

@@ -14,6 +14,8 @@ import (
 	"github.com/cloud-cup/cloud-cup/loop"
 )
 
+// testAccept: a connection that comes later than its accept, and one that came
+// earlier.
 func testAccept(r *rig) {
 	l, addr := r.listen(16)
 	k := r.accept(l)
@@ -32,7 +34,6 @@ func testAccept(r *rig) {
 	require.NoError(r, err)
 	require.NotZero(r, flags&unix.FD_CLOEXEC)
 
-	// A connection that came before the accept was asked for.
 	early, err := net.Dial("tcp", addr.String())
 	require.NoError(r, err)
 	defer early.Close()

@@ -368,8 +368,7 @@ func (e *FaultyEngine) breakConn(fd int32) {
 	}
 	c.broken = true
 	c.rest = nil
-	// It works for every stream socket; unix sockets ignore it.
-	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	e.Engine.Abort(fd)
 	if c.recv != nil && c.recv.running {
 		c.recv.doom = syscall.ECONNRESET
 		e.Engine.Cancel(&c.recv.inner)

@@ -43,6 +43,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"data and a reset at once", 8 << 20, testDataThenReset},
 		{"half-close", 8 << 20, testHalfClose},
 		{"shutdown ends operations", 8 << 20, testShutdown},
+		{"abort", 8 << 20, testAbort},
 		{"send", 8 << 20, testSend},
 		{"send to a slow reader", 8 << 20, testSendSlow},
 		{"send cancelled", 8 << 20, testSendCancel},

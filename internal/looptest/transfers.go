@@ -1,6 +1,7 @@
 package looptest
 
 import (
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -13,6 +14,8 @@ import (
 	"github.com/cloud-cup/cloud-cup/loop"
 )
 
+// testRecv: small pieces one by one, the end of the stream, and more than fits
+// into a buffer.
 func testRecv(r *rig) {
 	fd, peer := r.pair()
 	k := r.recv(fd)
@@ -282,6 +285,23 @@ func testHalfClose(r *rig) {
 	require.Equal(r, result{}, r.result(k))
 	require.True(r, matches(k.data, 0))
 	r.close(fd)
+}
+
+// A connection that is aborted ends with a reset for its peer, and with nothing
+// that looks like the end of the stream.
+func testAbort(r *rig) {
+	fd, peer := r.pair()
+	s := r.send(fd, pattern(0, 1000))
+	require.Equal(r, 1000, r.result(s).n)
+	got := make([]byte, 1000)
+	_, err := io.ReadFull(peer, got)
+	require.NoError(r, err)
+	r.Abort(fd)
+	r.close(fd)
+	require.NoError(r, r.Poll(0, r.deliver))
+	require.NoError(r, peer.SetReadDeadline(time.Now().Add(patience)))
+	_, err = peer.Read(got)
+	require.ErrorIs(r, err, syscall.ECONNRESET)
 }
 
 // Shutdown is how operations are asked to end.
