@@ -33,6 +33,9 @@ func thisMachine(o *options) (Machine, error) {
 	m.CPU = cpu["model name"]
 	m.Virtual = strings.Contains(" "+cpu["flags"]+" ", " hypervisor ")
 	m.System = strings.Trim(fields("/etc/os-release", "=")["PRETTY_NAME"], `"`)
+	if text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		m.TCP = strings.TrimSpace(string(text))
+	}
 	files, err := filepath.Glob("/sys/devices/system/cpu/vulnerabilities/*")
 	if err != nil {
 		return m, err
@@ -98,6 +101,16 @@ func thisBuild(path string) (Build, error) {
 	}
 	b.CheckIO = strings.TrimSpace(string(out))
 	return b, nil
+}
+
+// works reports whether --check-io says yes of the engine.
+func (b *Build) works(engine string) bool {
+	for line := range strings.Lines(b.CheckIO) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == engine {
+			return f[1] == "yes:"
+		}
+	}
+	return false
 }
 
 // versions asks the programs that bench does not build.

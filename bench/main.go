@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Exit codes other than 0.
 const (
 	exitFailed = 1
 	exitUsage  = 2
 )
 
-// A full run. Shorter ones (ROUNDS= and SECONDS=) show that the suite works,
-// and never replace the tables.
+// A full run has at least these. Shorter ones (ROUNDS= and SECONDS=) show that
+// the suite works, and never replace the tables.
 const (
 	roundsFull  = 7
 	secondsFull = 3
@@ -33,12 +34,24 @@ type options struct {
 	proxyCPU  int
 	clientCPU int
 	cup       string
+	load      string
 	results   string
 	markdown  string
 }
 
-// full reports whether the run is long enough to be published.
-func (o *options) full() bool { return o.rounds >= roundsFull && o.seconds >= secondsFull }
+// full reports whether the run is complete enough to be published.
+func (o *options) full() bool {
+	return o.rounds >= roundsFull && o.seconds >= secondsFull && o.load == ""
+}
+
+// command is how the same run is started again.
+func (o *options) command() string {
+	text := fmt.Sprintf("bin/bench --rounds=%d --seconds=%d", o.rounds, o.seconds)
+	if o.load != "" {
+		text += fmt.Sprintf(" --load=%q", o.load)
+	}
+	return text
+}
 
 // Children ask to be told of their parent's death, which the kernel takes for
 // the death of the thread that started them: all are started from the main
@@ -67,6 +80,7 @@ func run(ctx context.Context, args []string) int {
 	fs.IntVar(&o.proxyCPU, "proxy-cpu", 0, "CPU of the program under test")
 	fs.IntVar(&o.clientCPU, "client-cpu", 1, "CPU of wrk and of the backend")
 	fs.StringVar(&o.cup, "cloud-cup", "bin/cloud-cup", "the cloud-cup to measure")
+	fs.StringVar(&o.load, "load", "", "run only loads with this in their name; not a full run")
 	fs.StringVar(&o.results, "results", "bench/results", "folder of raw results; those of short runs go to tmp/ in it")
 	fs.StringVar(&o.markdown, "markdown", "BENCHMARKS.md", "file whose tables a full run replaces")
 	err := errors.Join(err1, err2, fs.Parse(args))
@@ -112,6 +126,8 @@ func (o *options) check(args []string) error {
 	switch {
 	case len(args) > 0 && args[0] != "table" || len(args) > 2:
 		return fmt.Errorf("unexpected arguments %q", args)
+	case len(selected(o.load)) == 0:
+		return fmt.Errorf("no load has %q in its name", o.load)
 	case o.rounds < 1 || o.seconds < 1:
 		return fmt.Errorf("%d rounds of %d seconds: want at least one of each", o.rounds, o.seconds)
 	case o.proxyCPU == o.clientCPU:

@@ -11,6 +11,7 @@ import (
 	"time"
 )
 
+// warmUpSeconds of each load come before the first round.
 const warmUpSeconds = 1
 
 // bench is one call's state.
@@ -34,11 +35,11 @@ func measure(ctx context.Context, o *options) error {
 	defer os.RemoveAll(dir)
 	b := &bench{o: o, dir: dir, results: &Results{
 		Schema: schema, Started: time.Now().UTC().Truncate(time.Second),
-		Command: fmt.Sprintf("bin/bench --rounds=%d --seconds=%d", o.rounds, o.seconds),
-		Rounds:  o.rounds, Seconds: o.seconds, Loads: loads,
+		Command: o.command(), Rounds: o.rounds, Seconds: o.seconds, Loads: selected(o.load),
 	}}
-	for i := range loads {
-		b.results.Clients = append(b.results.Clients, strings.Join(wrkCommand(o.clientCPU, &loads[i], o.seconds, "ADDRESS"), " "))
+	for i := range b.results.Loads {
+		command := wrkCommand(o.clientCPU, &b.results.Loads[i], o.seconds, "ADDRESS")
+		b.results.Clients = append(b.results.Clients, strings.Join(command, " "))
 	}
 	if err := b.describe(); err != nil {
 		return err
@@ -82,6 +83,10 @@ func (b *bench) start(ctx context.Context) error {
 		return err
 	}
 	for i := range list {
+		if engine := list[i].engine; engine != "" && !b.results.Build.works(engine) {
+			fmt.Fprintf(os.Stderr, "left out: %s does not work here\n", list[i].Name)
+			continue
+		}
 		s, err := b.startOne(ctx, func() (*server, error) { return list[i].start(b.dir) })
 		if err != nil {
 			return err
@@ -99,7 +104,7 @@ func (b *bench) startOne(ctx context.Context, start func() (*server, error)) (*s
 	}
 	b.running = append(b.running, s)
 	fmt.Fprintf(os.Stderr, "starting %s at %s\n", s.name, s.address)
-	return s, s.ready(ctx, loads)
+	return s, s.ready(ctx, b.results.Loads)
 }
 
 // stop ends what was started, last first.
@@ -113,6 +118,7 @@ func (b *bench) stop() error {
 
 // rounds warms up and makes all runs. Programs stay up all the time.
 func (b *bench) rounds(ctx context.Context) error {
+	loads := b.results.Loads
 	total := len(loads) * len(b.servers)
 	order := order(b.o.rounds, len(loads), len(b.servers))
 	fmt.Fprintf(os.Stderr, "%d runs of %d s after %d s of warm-up, about %v\n", len(order), b.o.seconds, total*warmUpSeconds,
@@ -147,7 +153,7 @@ func (b *bench) sample(program int) (sample, error) {
 }
 
 func (b *bench) load(ctx context.Context, t turn, seconds int) (Wrk, error) {
-	return runWrk(ctx, wrkCommand(b.o.clientCPU, &loads[t.load], seconds, b.servers[t.program].address))
+	return runWrk(ctx, wrkCommand(b.o.clientCPU, &b.results.Loads[t.load], seconds, b.servers[t.program].address))
 }
 
 func (r *Run) progress() string {

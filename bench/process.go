@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Starting and stopping programs.
 const (
 	startTimeout = 10 * time.Second
 	stopTimeout  = 10 * time.Second

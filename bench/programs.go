@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -25,9 +26,15 @@ var loads = []Load{
 	{"16 KiB, 256 connections", 256, backendPath + "16384", 16384},
 }
 
+// selected are the loads that have text in their names.
+func selected(text string) []Load {
+	return slices.DeleteFunc(slices.Clone(loads), func(l Load) bool { return !strings.Contains(l.Name, text) })
+}
+
 // candidate is a program that can be started.
 type candidate struct {
 	Program
+	engine  string // of ours: --io
 	address string // where it will listen
 	file    string // where its configuration will stand
 }
@@ -37,14 +44,13 @@ type candidate struct {
 func candidates(o *options, dir, backend string) ([]candidate, error) {
 	var list []candidate
 	for _, c := range []struct {
-		name, file string
-		ours       bool
-		config     func(address, backend, dir string) string
-		command    func(file string) []string
+		name, engine, file string
+		config             func(address, backend, dir string) string
+		command            func(file string) []string
 	}{
-		{nameRing, "uring.json", true, cupConfig, cupCommand(o.cup, "uring")},
-		{nameEpoll, "epoll.json", true, cupConfig, cupCommand(o.cup, "epoll")},
-		{reference, "nginx.conf", false, nginxConfig, nginxCommand},
+		{nameRing, "uring", "uring.json", cupConfig, cupCommand(o.cup, "uring")},
+		{nameEpoll, "epoll", "epoll.json", cupConfig, cupCommand(o.cup, "epoll")},
+		{reference, "", "nginx.conf", nginxConfig, nginxCommand},
 	} {
 		address, err := freeAddress()
 		if err != nil {
@@ -55,10 +61,11 @@ func candidates(o *options, dir, backend string) ([]candidate, error) {
 		list = append(list, candidate{
 			Program: Program{
 				Name:    c.name,
-				Ours:    c.ours,
+				Ours:    c.engine != "",
 				Command: pinned(o.proxyCPU, command[0], command[1:]...),
 				Config:  c.config(address, backend, dir),
 			},
+			engine:  c.engine,
 			address: address,
 			file:    file,
 		})

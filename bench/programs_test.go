@@ -52,8 +52,17 @@ func TestOptions(t *testing.T) {
 	require.Error(t, good.check([]string{"table", "x", "y"}))
 	require.False(t, good.full())
 	require.Error(t, (&options{seconds: 1, clientCPU: 1}).check(nil))
+	require.Error(t, (&options{rounds: 1, seconds: 1, clientCPU: 1, load: "1 GiB"}).check(nil))
 	require.Error(t, (&options{rounds: 1, seconds: 1}).check(nil))
 	require.True(t, (&options{rounds: roundsFull, seconds: secondsFull}).full())
+	require.False(t, (&options{rounds: roundsFull, seconds: secondsFull, load: "100 B"}).full())
+	require.Len(t, selected("100 B, 64"), 1)
+	require.Equal(t, loads, selected(""))
+
+	b := Build{CheckIO: "uring  no: enter: EPERM\nepoll  yes: edge-triggered"}
+	require.False(t, b.works("uring"))
+	require.True(t, b.works("epoll"))
+	require.False(t, b.works("kqueue"))
 
 	t.Setenv("ROUNDS", "")
 	n, err := fromEnvironment("ROUNDS", 7)

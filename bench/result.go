@@ -39,6 +39,7 @@ type Machine struct {
 	MemoryMiB       int64             `json:"memory_mib"`
 	System          string            `json:"system"`
 	Kernel          string            `json:"kernel"`
+	TCP             string            `json:"tcp_congestion_control"`
 	Vulnerabilities map[string]string `json:"vulnerabilities"` // with their mitigations, as the kernel tells
 	ProxyCPU        int               `json:"proxy_cpu"`
 	ClientCPU       int               `json:"client_cpu"`

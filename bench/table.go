@@ -123,7 +123,7 @@ func (r *Results) writeFacts(w *strings.Builder, path string) {
 		r.Started.UTC().Format("2006-01-02 15:04"), r.Command, filepath.Base(path))
 	fmt.Fprintf(w, "- Commit: %s\n", commit)
 	fmt.Fprintf(w, "- Machine: %d CPUs%s, %s, %d MiB; proxy on CPU %d, client and backend on CPU %d\n", m.CPUs, kind, m.CPU, m.MemoryMiB, m.ProxyCPU, m.ClientCPU)
-	fmt.Fprintf(w, "- System: Linux %s, %s\n", m.Kernel, m.System)
+	fmt.Fprintf(w, "- System: Linux %s, %s, TCP congestion control %s\n", m.Kernel, m.System, m.TCP)
 	fmt.Fprintf(w, "- Versions: %s, nginx %s, wrk %s\n", b.Go, r.Versions["nginx"], r.Versions["wrk"])
 	for line := range strings.Lines(b.CheckIO) {
 		fmt.Fprintf(w, "- Engine: %s\n", strings.Join(strings.Fields(line), " "))

@@ -20,7 +20,7 @@ func someResults() *Results {
 	r := &Results{
 		Schema: schema, Started: at, Ended: at.Add(time.Minute),
 		Command: "bin/bench --rounds=3 --seconds=1", Rounds: 3, Seconds: 1,
-		Machine:  Machine{CPU: "Some CPU", CPUs: 2, Virtual: true, MemoryMiB: 4096, System: "Debian", Kernel: "6.18.0 x86_64", ClientCPU: 1},
+		Machine:  Machine{CPU: "Some CPU", CPUs: 2, Virtual: true, MemoryMiB: 4096, System: "Debian", Kernel: "6.18.0 x86_64", TCP: "cubic", ClientCPU: 1},
 		Build:    Build{Commit: "fb383ea", Dirty: true, Go: "go1.26.8", CheckIO: "uring  yes: tier A\nepoll  yes: edge-triggered"},
 		Versions: map[string]string{"nginx": "1.22.1", "wrk": "4.1.0"},
 		Backend:  "taskset --cpu-list 1 bin/bench backend 127.0.0.1:9",
