@@ -42,8 +42,9 @@ const (
 	kindConnect
 	kindAccept
 	kindWake
-	kindIgnored // close and cancel: only failures give a result, which mean nothing
+	kindIgnored // a close: only a failure gives a result, which means nothing
 	kindProbe
+	kindCancel = 1 << 7 // + what is to be cancelled; only a failure gives a result
 )
 
 const ageMask = 1<<24 - 1
@@ -394,10 +395,39 @@ func (e *engine) Cancel(op *loop.Op) {
 	default:
 		return
 	}
+	e.cancel(target)
+}
+
+// cancel asks the kernel to end the operation of that user_data.
+func (e *engine) cancel(target uint64) {
 	s, _ := e.entry()
 	s.PrepOperation(abi.IORING_OP_ASYNC_CANCEL, -1, target, 0, 0)
 	s.SetFlags(sqeSkipSuccess)
-	s.SetUserData(userData(kindIgnored, 0, 0))
+	s.SetUserData(kindCancel<<56 | target)
+}
+
+// notCancelled handles that the kernel did not find the operation. Mostly it
+// is complete. But it may also have been about to be tried once more, and wait
+// again since: then it is cancelled again. Entries are taken in order, so that
+// this cannot hit an operation submitted later.
+func (e *engine) notCancelled(kind uint64, index int32, age uint32) {
+	var waits bool
+	if kind == kindAccept {
+		slot := &e.slots[index]
+		waits = slot.op != nil && slot.cancel && slot.age&ageMask == age
+	} else if d := &e.descs[index]; d.age&ageMask == age {
+		switch kind {
+		case kindRecv, kindRecvBody:
+			waits = d.recv != nil && d.recvCancel
+		case kindSend:
+			waits = d.send != nil && d.sendCancel
+		case kindConnect:
+			waits = d.connect != nil && d.connectCancel
+		}
+	}
+	if waits {
+		e.cancel(userData(kind, age, index))
+	}
 }
 
 // Shutdown calls shutdown(2) itself: the ring would hand it to a kernel thread.
@@ -555,10 +585,10 @@ func (e *engine) reap(deliver func(*loop.Op)) {
 	}
 	for n := e.u.completed(); n > 0; n-- {
 		ud, res, flags := e.u.completion()
-		index, age := int32(uint32(ud)), uint32(ud>>32)&ageMask
-		switch ud >> 56 {
+		index, age, kind := int32(uint32(ud)), uint32(ud>>32)&ageMask, ud>>56
+		switch kind {
 		case kindRecv, kindRecvBody:
-			e.received(&e.groups[ud>>56], index, age, res, flags, deliver)
+			e.received(&e.groups[kind], index, age, res, flags, deliver)
 		case kindSend:
 			e.sent(index, age, res, deliver)
 		case kindConnect:
@@ -570,6 +600,10 @@ func (e *engine) reap(deliver func(*loop.Op)) {
 			e.woke(res)
 		case kindIgnored:
 		default:
+			if kind&kindCancel != 0 {
+				e.notCancelled(kind&^kindCancel, index, age)
+				break
+			}
 			e.fail(fmt.Errorf("io_uring: completion of nothing we asked for: user_data %#x", ud))
 		}
 	}
@@ -636,7 +670,7 @@ func (e *engine) received(g *group, fd int32, age uint32, res int32, flags uint3
 		return
 	}
 	d.drained = n > 0 && flags&cqeNonEmpty == 0
-	if errno == syscall.ENOBUFS {
+	if errno == syscall.ENOBUFS || again(errno) {
 		errno = syscall.ECANCELED // it would have waited
 	}
 	op.N, op.Err, op.Buf, op.More = n, errno, buf, more
@@ -791,14 +825,12 @@ func (e *engine) Close() error {
 		return nil
 	}
 	e.closing = true
-	if e.err == nil {
+	deadline := sys.Monotonic() + int64(closeWait)
+	for e.held > 0 && e.err == nil && sys.Monotonic() < deadline {
 		s, _ := e.entry()
 		s.PrepOperation(abi.IORING_OP_ASYNC_CANCEL, -1, 0, 0, 0)
 		s.SetOpFlags(cancelAll | cancelAny)
 		s.SetUserData(userData(kindIgnored, 0, 0))
-	}
-	deadline := sys.Monotonic() + int64(closeWait)
-	for e.held > 0 && e.err == nil && sys.Monotonic() < deadline {
 		e.check(e.u.enter(1, closeWait/10, true))
 		e.reap(drop)
 	}

@@ -774,3 +774,37 @@ func TestBusyLoopIsPreempted(t *testing.T) {
 		require.True(t, time.Now().Before(end), "starved")
 	}
 }
+
+// A cancel that the kernel had no operation for is tried again, if the
+// operation still waits.
+func TestCancelThatMissed(t *testing.T) {
+	r := newRig(t, Config{}, 1<<20)
+	fd, _ := r.pair()
+	l, _ := r.listen()
+	recv := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
+	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 8<<20)}}
+	accept := &loop.Op{Code: loop.Accept, FD: l}
+	for _, op := range []*loop.Op{recv, send, accept} {
+		r.Submit(op)
+	}
+	r.quiet()
+	d := r.at(fd)
+	slot := r.at(l).acceptFirst - 1
+	missed := func() {
+		r.notCancelled(kindRecv, fd, d.age&ageMask)
+		r.notCancelled(kindSend, fd, d.age&ageMask)
+		r.notCancelled(kindAccept, slot, r.slots[slot].age&ageMask)
+	}
+	missed() // of an earlier Op: these are not to be cancelled
+	r.quiet()
+	d.recvCancel, d.sendCancel, r.slots[slot].cancel = true, true, true
+	missed()
+	require.ElementsMatch(t, []*loop.Op{recv, send, accept}, []*loop.Op{r.next(), r.next(), r.next()})
+	require.Equal(t, syscall.ECANCELED, recv.Err)
+	require.Equal(t, syscall.ECANCELED, accept.Err)
+	require.NotZero(t, send.N)
+	missed() // nothing in flight
+	r.quiet()
+	r.CloseFD(fd)
+	r.CloseFD(l)
+}
