@@ -11,6 +11,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -29,7 +30,8 @@ type Config struct {
 	Routes   []Route
 	Timeouts Timeouts
 	Limits   Limits
-	Admin    Admin
+	Forwarding
+	Admin Admin
 	// SSL is nil without an ssl key. See Servable.
 	SSL *SSL
 }
@@ -43,9 +45,75 @@ type Route struct {
 	Strategy string
 	// Backends has at least one element, no two with the same Host.
 	Backends []Backend
-	// Timeouts and Limits are the global ones, overridden by the route's.
+	// Timeouts, Limits and Forwarding are the global ones, overridden by the
+	// route's.
 	Timeouts Timeouts
 	Limits   Limits
+	Forwarding
+	Headers Headers
+	// StripPrefix is taken off the path that a backend is asked for; nothing if
+	// it is empty. It begins with a slash and does not end in one, and every
+	// path that Pattern matches is StripPrefix itself, which becomes "/", or
+	// begins with StripPrefix and a slash, which stays.
+	StripPrefix string
+}
+
+// Forwarding is what a backend is told about a request's way here, and who is
+// believed when it says where a request came from.
+type Forwarding struct {
+	// TrustedProxies are the clients whose own fields about a request's way
+	// are believed, masked, in the order of the file. No IPv4 address stands
+	// in IPv6 form: unmap an address before it is looked up. Routes may share
+	// the slice.
+	TrustedProxies []netip.Prefix
+	Forwarded      Forwarded
+	HostHeader     HostHeader
+	// RequestID gives a request an X-Request-Id if it has none.
+	RequestID bool
+}
+
+// Forwarded chooses the fields that tell a backend who sent a request.
+type Forwarded string
+
+// The fields that a route may choose, the default first.
+const (
+	ForwardedX       Forwarded = "x-forwarded" // X-Forwarded-For, -Proto, -Host and -Port
+	ForwardedRFC7239 Forwarded = "rfc7239"     // Forwarded
+)
+
+// HostHeader chooses the Host field that a backend sees.
+type HostHeader string
+
+// The hosts that a route may choose, the default first. HostBackend is never
+// that of a route with a unix socket among its backends, which has no name.
+const (
+	HostPreserve HostHeader = "preserve" // the client's
+	HostBackend  HostHeader = "backend"  // Backend.Host
+)
+
+// Headers are a route's rules for header fields.
+type Headers struct {
+	Request  HeaderRules // on the way to a backend
+	Response HeaderRules // on the way to a client
+}
+
+// HeaderRules change the fields of a head. No name, in any case, stands in two
+// of the three, and none is a field that the proxy itself writes or needs. See
+// RuleBytesMax.
+type HeaderRules struct {
+	// Set replaces all lines of a name by one, or adds it. No name twice.
+	Set []HeaderField
+	// Add adds lines behind those that are there. A name may stand in it
+	// several times, next to each other.
+	Add []HeaderField
+	// Remove takes off all lines of a name. No name twice.
+	Remove []string
+}
+
+// HeaderField is one line of a head.
+type HeaderField struct {
+	Name  string // a token, in the case of the file
+	Value string // neither empty nor with blanks around it; it may hold UTF-8
 }
 
 // Backend is a server that requests are sent to.
@@ -69,6 +137,7 @@ type Timeouts struct {
 	Connect     time.Duration // to a backend
 	Response    time.Duration // to a response's head, and between bytes of its body
 	BackendIdle time.Duration // an unused connection to a backend is kept
+	TunnelIdle  time.Duration // without a byte in either direction of a tunnel
 	Drain       time.Duration // for exchanges to end when stopping; global
 	DrainDelay  time.Duration // accepting goes on when stopping; global
 }

@@ -20,9 +20,10 @@ var (
 	defaultTimeouts = Timeouts{
 		ClientHead: 10 * time.Second, ClientBody: 30 * time.Second, ClientIdle: time.Minute,
 		Connect: 2 * time.Second, Response: time.Minute, BackendIdle: 55 * time.Second,
-		Drain: 30 * time.Second,
+		TunnelIdle: time.Hour, Drain: 30 * time.Second,
 	}
-	defaultLimits = Limits{
+	defaultForwarding = Forwarding{Forwarded: ForwardedX, HostHeader: HostPreserve, RequestID: true}
+	defaultLimits     = Limits{
 		HeadBytes: 32 << 10, Headers: 100, TargetBytes: 8 << 10, BodyBytes: -1,
 		Connections: 50_000, Memory: 512 << 20,
 	}
@@ -56,14 +57,16 @@ func TestParseFillsDefaults(t *testing.T) {
 	require.Equal(t, &Config{
 		Root: []string{"127.0.0.1:8080"},
 		Routes: []Route{{
-			Pattern:  "*",
-			Strategy: "round-robin",
-			Backends: []Backend{{Host: "127.0.0.1:8081", MaxFailure: 5, Cooldown: 2 * time.Second}},
-			Timeouts: defaultTimeouts,
-			Limits:   defaultLimits,
+			Pattern:    "*",
+			Strategy:   "round-robin",
+			Backends:   []Backend{{Host: "127.0.0.1:8081", MaxFailure: 5, Cooldown: 2 * time.Second}},
+			Timeouts:   defaultTimeouts,
+			Limits:     defaultLimits,
+			Forwarding: defaultForwarding,
 		}},
-		Timeouts: defaultTimeouts,
-		Limits:   defaultLimits,
+		Timeouts:   defaultTimeouts,
+		Limits:     defaultLimits,
+		Forwarding: defaultForwarding,
 	}, c)
 	require.NoError(t, c.Servable())
 }
@@ -204,6 +207,7 @@ func TestExamples(t *testing.T) {
 		}
 		require.Equal(t, defaultTimeouts, c.Timeouts)
 		require.Equal(t, defaultLimits, c.Limits)
+		require.Equal(t, defaultForwarding, c.Forwarding)
 		require.Equal(t, defaultTimeouts, c.Routes[0].Timeouts)
 		require.Equal(t, defaultLimits, c.Routes[0].Limits)
 		require.Equal(t, parse(t, withHosts("127.0.0.1:8081")).Routes, c.Routes)
@@ -267,20 +271,22 @@ func TestErrors(t *testing.T) {
 // Every key of every table is refused when its value has another type.
 func TestNoKeyIsIgnored(t *testing.T) {
 	for _, k := range Keys() {
-		group, name, grouped := strings.Cut(k.Name, ".")
-		if !grouped {
-			name = k.Name
+		groups := strings.Split(k.Name, ".")
+		name := groups[len(groups)-1]
+		member := fmt.Sprintf(`%q: [[]]`, name)
+		for _, group := range slices.Backward(groups[:len(groups)-1]) {
+			member = fmt.Sprintf(`%q: {%s}`, group, member)
 		}
 		text := ""
 		switch {
-		case grouped:
-			text = with(fmt.Sprintf(`%q: {%q: [[]]}`, group, name))
+		case k.Scope == "global, route", k.Scope == "global" && len(groups) > 1:
+			text = with(member)
 		case k.Scope == "global":
-			text = fmt.Sprintf(`{%q: [[]]}`, name)
+			text = fmt.Sprintf(`{%s}`, member)
 		case k.Scope == "route":
-			text = fmt.Sprintf(`{"root": ":80", "routes": {"*": {%q: [[]]}}}`, name)
+			text = fmt.Sprintf(`{"root": ":80", "routes": {"*": {%s}}}`, member)
 		default:
-			text = fmt.Sprintf(`{"root": ":80", "routes": {"*": {"backends": [{%q: [[]]}]}}}`, name)
+			text = fmt.Sprintf(`{"root": ":80", "routes": {"*": {"backends": [{%s}]}}}`, member)
 		}
 		_, err := Parse("cup.json", []byte(text), "")
 		var list Errors

@@ -14,7 +14,7 @@ const group = "{}"
 // inherit from the others.
 var configKeys = object[Config]{
 	what: "the configuration",
-	fields: []field[Config]{
+	fields: slices.Concat([]field[Config]{
 		{path: "root", decode: (*decoder).root},
 		integer("workers", "one per CPU", 1, 1024, false, func(c *Config) *int { return &c.Workers }),
 		{path: "timeouts", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
@@ -27,16 +27,17 @@ var configKeys = object[Config]{
 			adminKeys.decode(d, v, &c.Admin)
 		}},
 		{path: "ssl", def: group, decode: (*decoder).ssl},
+	}, forwardingFields(func(c *Config) *Forwarding { return &c.Forwarding }), []field[Config]{
 		{path: "routes", decode: (*decoder).routes},
-	},
-	later: []string{
-		"user", "pin", "trusted_proxies", "forwarded", "host_header", "request_id", "access_log",
-	},
+	}),
+	later: []string{"user", "pin", "access_log"},
 }
 
+// routeKeys are the keys of a route. Headers come after what they are checked
+// with.
 var routeKeys = object[Route]{
 	what: "a route",
-	fields: []field[Route]{
+	fields: slices.Concat([]field[Route]{
 		{path: "backends", decode: (*decoder).backends},
 		{path: "strategy", def: strategies[0], decode: (*decoder).strategy, preset: func(r *Route) {
 			r.Strategy = strategies[0]
@@ -47,11 +48,41 @@ var routeKeys = object[Route]{
 		{path: "limits", def: group, decode: func(d *decoder, v *hujson.Value, r *Route) {
 			routeLimitKeys.decode(d, v, &r.Limits)
 		}},
-	},
-	later: []string{
-		"headers", "strip_prefix", "trusted_proxies", "forwarded", "host_header", "request_id", "access_log",
+	}, forwardingFields(func(r *Route) *Forwarding { return &r.Forwarding }), []field[Route]{
+		{path: "headers", def: group, decode: (*decoder).headers},
+		{path: "strip_prefix", def: none, decode: (*decoder).stripPrefix},
+	}),
+	later: []string{"access_log"},
+}
+
+// forwardingFields are the keys that stand at the top level and in routes.
+func forwardingFields[T any](in func(*T) *Forwarding) []field[T] {
+	return []field[T]{
+		{path: "trusted_proxies", def: none, routes: true, decode: func(d *decoder, v *hujson.Value, to *T) {
+			d.trustedProxies(v, in(to))
+		}},
+		word("forwarded", true, func(to *T) *Forwarded { return &in(to).Forwarded }, ForwardedX, ForwardedRFC7239),
+		word("host_header", true, func(to *T) *HostHeader { return &in(to).HostHeader }, HostPreserve, HostBackend),
+		boolean("request_id", true, true, func(to *T) *bool { return &in(to).RequestID }),
+	}
+}
+
+var headersKeys = object[ruleDecoder]{
+	what: "headers",
+	fields: []field[ruleDecoder]{
+		{path: "headers.request", def: group, decode: func(d *decoder, v *hujson.Value, r *ruleDecoder) {
+			r.direction(d, v, &requestRuleKeys, &r.route.Headers.Request)
+		}},
+		{path: "headers.response", def: group, decode: func(d *decoder, v *hujson.Value, r *ruleDecoder) {
+			r.direction(d, v, &responseRuleKeys, &r.route.Headers.Response)
+		}},
 	},
 }
+
+var (
+	requestRuleKeys  = ruleKeys("headers.request")
+	responseRuleKeys = ruleKeys("headers.response")
+)
 
 // Strategies that routes may name, the default first, and those of later
 // versions.
@@ -85,10 +116,10 @@ var timeoutKeys = object[Timeouts]{
 		duration("timeouts.connect", "2s", timeoutMin, timeoutMax, true, func(t *Timeouts) *time.Duration { return &t.Connect }),
 		duration("timeouts.response", "60s", timeoutMin, timeoutMax, true, func(t *Timeouts) *time.Duration { return &t.Response }),
 		duration("timeouts.backend_idle", "55s", timeoutMin, timeoutMax, true, func(t *Timeouts) *time.Duration { return &t.BackendIdle }),
+		duration("timeouts.tunnel_idle", "1h", timeoutMin, timeoutMax, true, func(t *Timeouts) *time.Duration { return &t.TunnelIdle }),
 		duration("timeouts.drain", "30s", 0, timeoutMax, false, func(t *Timeouts) *time.Duration { return &t.Drain }),
 		duration("timeouts.drain_delay", "0s", 0, timeoutMax, false, func(t *Timeouts) *time.Duration { return &t.DrainDelay }),
 	},
-	later: []string{"tunnel_idle"},
 }
 
 // Bounds of limits. A received head lies in one buffer, of which the largest
@@ -147,6 +178,7 @@ func forRoutes[T any](o object[T]) object[T] {
 
 // config decodes the top level.
 func (d *decoder) config(v *hujson.Value, c *Config) {
+	configKeys.preset(c)
 	timeoutKeys.preset(&c.Timeouts)
 	limitKeys.preset(&c.Limits)
 	seen := configKeys.decode(d, v, c)
@@ -180,13 +212,15 @@ func (d *decoder) routes(v *hujson.Value, c *Config) {
 	places := make(map[string]int, len(obj.Members))
 	for i := range obj.Members {
 		m := &obj.Members[i]
-		r := Route{Timeouts: c.Timeouts, Limits: c.Limits}
+		var r Route
 		routeKeys.preset(&r)
+		r.Timeouts, r.Limits, r.Forwarding = c.Timeouts, c.Limits, c.Forwarding
 		if text, ok := d.stringOf(&m.Name, "a pattern"); ok {
 			r.Pattern = d.pattern(m.Name.StartOffset, text, places)
 		}
 		seen := routeKeys.decode(d, &m.Value, &r)
 		routeKeys.require(d, &m.Value, seen)
+		d.hostHeader(seen["backends"], &r)
 		c.Routes = append(c.Routes, r)
 	}
 	if _, ok := places["*"]; !ok {

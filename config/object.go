@@ -11,7 +11,7 @@ import (
 type field[T any] struct {
 	path   string // the key with the objects around it: "timeouts.connect"
 	def    string // the default as the documentation shows it, empty if required
-	routes bool   // a route may have it as well (timeouts and limits)
+	routes bool   // it is global, and a route may have it as well
 	decode func(d *decoder, v *hujson.Value, to *T)
 	preset func(to *T) // sets the default; nil if that is the zero value
 }
@@ -109,12 +109,16 @@ var places = map[string]string{}
 
 func init() {
 	for _, k := range Keys() {
-		group, name, grouped := strings.Cut(k.Name, ".")
+		dot := strings.LastIndexByte(k.Name, '.')
 		switch {
-		case grouped:
-			places[name] = "it belongs in " + group
+		case strings.HasPrefix(k.Name, "headers."):
+			places[k.Name[dot+1:]] = "it belongs in headers.request or headers.response"
+		case dot >= 0:
+			places[k.Name[dot+1:]] = "it belongs in " + k.Name[:dot]
 		case k.Scope == "global":
 			places[k.Name] = "it belongs to the top level"
+		case k.Scope == "global, route":
+			places[k.Name] = "it belongs to the top level or in a route"
 		default:
 			places[k.Name] = "it belongs in a " + k.Scope
 		}
@@ -122,6 +126,10 @@ func init() {
 	for _, group := range []string{"timeouts", "limits"} {
 		places[group] = "it belongs to the top level or in a route"
 	}
+	for _, direction := range []string{"request", "response"} {
+		places[direction] = "it belongs in headers"
+	}
+	places["headers"] = "it belongs in a route; the number of fields is limits.headers"
 }
 
 // Key describes one supported key of the configuration.
@@ -135,6 +143,8 @@ type Key struct {
 func Keys() []Key {
 	list := keysOf(&configKeys, "global")
 	list = append(list, keysOf(&routeKeys, "route")...)
+	list = append(list, keysOf(&requestRuleKeys, "route")...)
+	list = append(list, keysOf(&responseRuleKeys, "route")...)
 	list = append(list, keysOf(&backendKeys, "backend")...)
 	list = append(list, keysOf(&timeoutKeys, "global")...)
 	list = append(list, keysOf(&limitKeys, "global")...)
@@ -144,12 +154,12 @@ func Keys() []Key {
 }
 
 // keysOf lists the fields of o but for those that are objects with keys of
-// their own.
+// their own, and for those of routes that the top level lists.
 func keysOf[T any](o *object[T], scope string) []Key {
 	var list []Key
 	for i := range o.fields {
 		f := &o.fields[i]
-		if f.def == group {
+		if f.def == group || f.routes && scope == "route" {
 			continue
 		}
 		k := Key{Name: f.path, Default: f.def, Scope: scope}

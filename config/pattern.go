@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/tailscale/hujson"
 )
 
 // checkPattern returns the canonical form of a route's pattern, in which the
@@ -149,4 +151,46 @@ func (d *decoder) unreachable(places map[string]int) {
 	if _, all := places["/*"]; ok && all {
 		d.at(star, `remove "/*"`, `route "*" is never reached: "/*" takes every path`)
 	}
+}
+
+// stripPrefix decodes what is taken off the path of a route, whose pattern is
+// known.
+func (d *decoder) stripPrefix(v *hujson.Value, r *Route) {
+	if lit, ok := v.Value.(hujson.Literal); ok && (lit.Kind() == 't' || lit.Kind() == 'f') {
+		d.at(v.StartOffset, `write the prefix, as in "/game"`, "strip_prefix must be a string, not a boolean")
+		return
+	}
+	s, ok := d.stringOf(v, "strip_prefix")
+	if !ok || r.Pattern == "" {
+		return
+	}
+	if msg, hint := checkStrip(s, r.Pattern); msg != "" {
+		d.at(v.StartOffset, hint, "strip_prefix %q: %s", clip(s), msg)
+		return
+	}
+	r.StripPrefix = s
+}
+
+// checkStrip tells why s cannot be taken off the paths that a canonical pattern
+// matches.
+func checkStrip(s, pattern string) (msg, hint string) {
+	host, path, _ := strings.Cut(pattern, "/") // "*" has neither
+	path = strings.TrimSuffix("/"+path, "/*")
+	switch short := strings.TrimRight(strings.TrimSuffix(s, "/*"), "/"); {
+	case short == "":
+		return "this takes nothing off", "leave strip_prefix out"
+	case s[0] != '/':
+		return "a prefix begins with a slash", fmt.Sprintf("did you mean %q?", clip("/"+short))
+	case short != s:
+		return "a prefix ends before the slash, which stays", fmt.Sprintf("did you mean %q?", clip(short))
+	case s == path, strings.HasPrefix(path, s+"/"):
+		return "", ""
+	}
+	if pattern == "*" {
+		host = ""
+	}
+	if own, bad, _ := checkPattern(host + s + "/*"); bad == "" {
+		hint = fmt.Sprintf("it fits the route %q", clip(own))
+	}
+	return fmt.Sprintf("route %q takes paths without it", clip(pattern)), hint
 }

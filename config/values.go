@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -230,6 +231,56 @@ func (d *decoder) wholeNumber(v *hujson.Value, path string) (int64, bool) {
 		return 0, false
 	}
 	return n, true
+}
+
+// word is a field that holds one of a few words, the default first.
+func word[T any, W ~string](path string, routes bool, in func(*T) *W, words ...W) field[T] {
+	names := make([]string, 0, len(words))
+	for _, w := range words {
+		names = append(names, string(w))
+	}
+	return field[T]{
+		path: path, def: names[0], routes: routes,
+		preset: func(to *T) { *in(to) = words[0] },
+		decode: func(d *decoder, v *hujson.Value, to *T) {
+			s, ok := d.stringOf(v, path)
+			switch {
+			case !ok:
+			case slices.Contains(names, s):
+				*in(to) = W(s)
+			default:
+				hint := didYouMean(s, names)
+				if hint == "" {
+					hint = fmt.Sprintf("write %q or %q", names[0], names[1])
+				}
+				d.at(v.StartOffset, hint, "%s: unknown word %q", path, clip(s))
+			}
+		},
+	}
+}
+
+// boolean is a field that holds true or false.
+func boolean[T any](path string, def, routes bool, in func(*T) *bool) field[T] {
+	return field[T]{
+		path: path, def: strconv.FormatBool(def), routes: routes,
+		preset: func(to *T) { *in(to) = def },
+		decode: func(d *decoder, v *hujson.Value, to *T) {
+			switch lit, _ := v.Value.(hujson.Literal); lit.Kind() {
+			case 't', 'f':
+				*in(to) = lit.Kind() == 't'
+			case '"':
+				d.at(v.StartOffset, booleanHints[strings.ToLower(lit.String())], "%s must be true or false, not a string", path)
+			default:
+				d.at(v.StartOffset, "", "%s must be true or false, not %s", path, kindOf(v))
+			}
+		},
+	}
+}
+
+// booleanHints help with what other programs call true and false.
+var booleanHints = map[string]string{
+	"true": "write true without quotes", "on": "did you mean true?", "yes": "did you mean true?",
+	"false": "write false without quotes", "off": "did you mean false?", "no": "did you mean false?",
 }
 
 // digits reports whether s consists of at least one decimal digit and nothing
