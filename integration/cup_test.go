@@ -30,6 +30,7 @@ type cup struct {
 	admin   *control.Client
 	cmd     *exec.Cmd
 	log     *logRecords
+	logEnd  chan struct{} // closed when all of the log was read
 	stopped bool
 
 	ended  chan struct{} // closed when the master has ended
@@ -61,14 +62,24 @@ func launch(t testing.TB, file, socket string, cmd *exec.Cmd) (*cup, error) {
 	t.Helper()
 	c := &cup{
 		t: t, file: file, socket: socket, admin: control.NewClient(socket), cmd: cmd,
-		log: newLogRecords(), ended: make(chan struct{}),
+		log: newLogRecords(), logEnd: make(chan struct{}), ended: make(chan struct{}),
 	}
-	cmd.Stderr = c.log
-	cmd.Stdout = c.log
+	// A pipe of our own: Wait would wait for everybody who has exec's, and
+	// workers may outlive their master.
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	cmd.Stderr, cmd.Stdout = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	starter <- func() { started <- cmd.Start() }
 	require.NoError(t, <-started)
+	require.NoError(t, w.Close())
+	go func() {
+		// The end is that of the last process with the pipe.
+		_, _ = io.Copy(c.log, r)
+		r.Close()
+		close(c.logEnd)
+	}()
 	go func() {
 		c.result = cmd.Wait()
 		close(c.ended)
@@ -99,7 +110,8 @@ func (c *cup) await(msg string) (record, error) {
 		seen += len(all)
 		select {
 		case <-changed:
-		case <-c.ended:
+		case <-c.logEnd:
+			<-c.ended
 			all, _ = c.log.since(seen)
 			for _, r := range all {
 				if r.Msg == msg {
@@ -188,6 +200,7 @@ func (c *cup) cleanUp() {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
 	}
 	<-c.ended
+	<-c.logEnd
 }
 
 // groupOf lists the living processes of a process group.
