@@ -384,6 +384,7 @@ func FuzzWords(f *testing.F) {
 	for _, s := range []string{
 		"*", "/game/*", "Example.com:80/x", "[::1]/*", "a.b:80", "[2001:DB8::1]:80", "unix:a/../b", "unix:@x",
 		":80", "localhost:0", "http://a", "32KiB", "1.5MB", "::1", "[", "a]:", "..:1",
+		"10.0.0.0/8", "10.0.0.1/8", "2001:db8::/32", "::ffff:1.2.3.4", "fe80::1%a/64", "X-Name", "a:b", "v ${x}",
 	} {
 		f.Add(s)
 	}
@@ -403,6 +404,15 @@ func FuzzWords(f *testing.F) {
 			again, msg, _ := checkListen(a)
 			require.Empty(t, msg)
 			require.Equal(t, a, again)
+		}
+		if p, msg, _ := checkTrusted(s); msg == "" {
+			again, msg, _ := checkTrusted(p.String())
+			require.Empty(t, msg)
+			require.Equal(t, p, again)
+			require.Equal(t, p.Masked(), p)
+		}
+		if msg, _ := checkStrip(s, "a.b/x/y/*"); msg == "" {
+			require.Contains(t, []string{"/x", "/x/y"}, s)
 		}
 		if n, _, ok := bytesOf(s); ok {
 			require.GreaterOrEqual(t, n, int64(0))
@@ -441,6 +451,10 @@ func checkConfig(t *testing.T, c *Config) {
 		require.Equal(t, r.Pattern, canonical)
 		require.Equal(t, "round-robin", r.Strategy)
 		require.NotEmpty(t, r.Backends)
+		checkForwarding(t, &r)
+		checkRules(t, &r.Headers.Request)
+		checkRules(t, &r.Headers.Response)
+		checkStripped(t, &r)
 		for _, b := range r.Backends {
 			host, msg, _ := (&decoder{dir: "/nowhere"}).checkHost(b.Host)
 			require.Empty(t, msg)
@@ -448,7 +462,7 @@ func checkConfig(t *testing.T, c *Config) {
 			require.GreaterOrEqual(t, b.MaxFailure, 0)
 			require.Positive(t, b.Cooldown)
 		}
-		require.Positive(t, min(r.Timeouts.ClientHead, r.Timeouts.ClientBody, r.Timeouts.ClientIdle, r.Timeouts.Connect, r.Timeouts.Response, r.Timeouts.BackendIdle))
+		require.Positive(t, min(r.Timeouts.ClientHead, r.Timeouts.ClientBody, r.Timeouts.ClientIdle, r.Timeouts.Connect, r.Timeouts.Response, r.Timeouts.BackendIdle, r.Timeouts.TunnelIdle))
 	}
 	require.True(t, star)
 	require.LessOrEqual(t, c.Limits.TargetBytes, c.Limits.HeadBytes)

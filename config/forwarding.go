@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/tailscale/hujson"
@@ -25,6 +24,7 @@ func (d *decoder) trustedProxies(v *hujson.Value, f *Forwarding) {
 		return
 	}
 	f.TrustedProxies = nil
+	places := make(map[netip.Prefix]int, len(list.Elements))
 	for i := range list.Elements {
 		e := &list.Elements[i]
 		s, ok := d.stringOf(e, "a range in trusted_proxies")
@@ -32,14 +32,16 @@ func (d *decoder) trustedProxies(v *hujson.Value, f *Forwarding) {
 			continue
 		}
 		p, msg, hint := checkTrusted(s)
-		switch {
-		case msg != "":
+		if msg != "" {
 			d.at(e.StartOffset, hint, "trusted_proxies %q: %s", clip(s), msg)
-		case slices.Contains(f.TrustedProxies, p):
-			d.at(e.StartOffset, "", "trusted_proxies %q stands twice", clip(s))
-		default:
-			f.TrustedProxies = append(f.TrustedProxies, p)
+			continue
 		}
+		if first, twice := places[p]; twice {
+			d.at(e.StartOffset, "", "trusted_proxies %q stands twice, first in line %d", clip(s), d.line(first))
+			continue
+		}
+		places[p] = e.StartOffset
+		f.TrustedProxies = append(f.TrustedProxies, p)
 	}
 }
 
@@ -67,7 +69,7 @@ func checkTrusted(s string) (p netip.Prefix, msg, hint string) {
 	case err != nil:
 		return p, fmt.Sprintf("%q is not the length of a prefix", clip(length)), fmt.Sprintf("write a number from 0 to %d", ip.BitLen())
 	case p != p.Masked():
-		return p, "the address has bits behind the prefix", fmt.Sprintf("did you mean %q or %q?", p.Masked(), ip)
+		return p, "the address is not the first of its range", fmt.Sprintf("did you mean %q or %q?", p.Masked(), ip)
 	}
 	return p, "", ""
 }
