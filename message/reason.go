@@ -23,6 +23,7 @@ const (
 	ReasonBackendMalformed
 	ReasonConnectTimeout
 	ReasonBackendTimeout
+	ReasonTunnelIdle
 	ReasonMemory
 	ReasonDraining
 	ReasonInternal
@@ -53,6 +54,7 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonBackendMalformed:  {"backend_malformed", 502, "The backend's answer does not follow HTTP/1.1."},
 	ReasonConnectTimeout:    {"connect_timeout", 504, "The connection to the backend was not established in time."},
 	ReasonBackendTimeout:    {"backend_timeout", 504, "The backend did not answer in time."},
+	ReasonTunnelIdle:        {"tunnel_idle", 0, "No byte moved through the tunnel for too long."},
 	ReasonMemory:            {"memory", 503, "This server is short of memory for connections."},
 	ReasonDraining:          {"draining", 503, "This server is being stopped."},
 	ReasonInternal:          {"internal", 500, "This server made a mistake; its log tells more."},

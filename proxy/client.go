@@ -108,7 +108,11 @@ func (c *client) advance() {
 				return
 			}
 		case clientExchange:
-			c.x.moveRequest()
+			if c.x.state == exchangeTunnel {
+				c.x.moveTunnel()
+			} else {
+				c.x.moveRequest()
+			}
 			if c.state == clientExchange {
 				return
 			}
@@ -236,7 +240,11 @@ func (c *client) wantRecv() (loop.Code, loop.Class) {
 			return loop.RecvMulti, loop.ClassHead
 		}
 	case clientExchange:
-		if x := c.x; !x.reqBody.done {
+		if x := c.x; x.state == exchangeTunnel {
+			if x.wantsTunnel(&c.conn, &x.stream.conn) {
+				return loop.RecvMulti, loop.ClassHead
+			}
+		} else if !x.reqBody.done {
 			if x.wantsRequestBody() && c.in.empty() {
 				return loop.Recv, c.p.recvClass(&x.reqBody)
 			}
@@ -251,6 +259,9 @@ func (c *client) wantRecv() (loop.Code, loop.Class) {
 
 func (c *client) waitsFor() (wait, int64) {
 	t := &c.p.snap.Timeouts
+	if c.state == clientExchange && c.x.state == exchangeTunnel {
+		return waitTunnel, int64(c.x.route.spec.Timeouts.TunnelIdle)
+	}
 	if !c.out.empty() && c.state != clientClosing {
 		return waitSend, int64(t.ClientIdle)
 	}
@@ -281,6 +292,11 @@ func (c *client) timeout() {
 	case clientHead:
 		c.refuse(message.ReasonClientTimeout)
 	case clientExchange:
+		if c.x.state == exchangeTunnel {
+			c.p.count(message.ReasonTunnelIdle)
+			c.cut()
+			return
+		}
 		if !c.out.empty() {
 			c.stalled()
 			return

@@ -77,6 +77,7 @@ const (
 	waitSend
 	waitLinger
 	waitConnect
+	waitTunnel
 )
 
 // Tags of a conn's operations.

@@ -17,6 +17,7 @@ const (
 	exchangeHead                         // the request's head is coming
 	exchangeAsk                          // a backend has the request, or will: no final head yet
 	exchangeRespond                      // the response's head is queued for the client, its body moves
+	exchangeTunnel                       // the protocol was switched: bytes move both ways
 	exchangeDone                         // the response is queued whole, or cut
 	exchangeStates
 )
@@ -25,8 +26,9 @@ const (
 var exchangeMoves = [exchangeStates][exchangeStates]bool{
 	exchangeFree:    {exchangeHead: true},
 	exchangeHead:    {exchangeAsk: true, exchangeDone: true, exchangeFree: true},
-	exchangeAsk:     {exchangeRespond: true, exchangeDone: true},
+	exchangeAsk:     {exchangeRespond: true, exchangeTunnel: true, exchangeDone: true},
 	exchangeRespond: {exchangeDone: true},
+	exchangeTunnel:  {exchangeDone: true},
 	exchangeDone:    {exchangeFree: true},
 }
 
@@ -56,6 +58,7 @@ type exchange struct {
 	keep     bool  // the client's connection goes on after the response
 	head     []byte
 	headBuf  *loop.Buffer // holds head, the request's head as backends get it
+	upgrade  []byte       // the protocol asked for, a part of head; nil: none
 	tried    [attemptsMax]int16
 	attempts int
 	member   int            // of the route's balancer, while stream is set
@@ -205,9 +208,11 @@ func (x *exchange) respond(n int) {
 	}
 	x.respBody.start(resp.Framing, resp.Length, toChunked, -1)
 	x.respBody.chunks.Response = true
-	if x.p.draining || !x.reqBody.done {
+	if x.p.draining || !x.reqBody.done || x.upgrade != nil {
 		// RFC 9112 9.6: say so. A body that is still coming is not waited
-		// for when the response is complete before it.
+		// for when the response is complete before it. After a refused
+		// upgrade, what the client has sent for the tunnel must not be
+		// taken for requests.
 		x.keep = false
 	}
 	if !x.writeResponseHead(resp, toChunked) {
@@ -342,7 +347,7 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 func (x *exchange) fail(reason message.Reason) {
 	c := x.client
 	x.abandon()
-	if x.state == exchangeRespond {
+	if x.state == exchangeRespond || x.state == exchangeTunnel {
 		x.p.count(reason)
 		x.keep = false
 		// Where the end of the connection is the end of the body, a FIN

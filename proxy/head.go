@@ -40,6 +40,13 @@ func (x *exchange) writeRequestHead() bool {
 	b = append(b, host...)
 	b = append(b, '\r', '\n')
 	b = appendFields(b, req, dropFromRequest)
+	if asksUpgrade(req) {
+		v := req.Text(req.Find(message.FieldUpgrade).Value)
+		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
+		x.upgrade = b[len(b) : len(b)+len(v)]
+		b = append(b, v...)
+		b = append(b, '\r', '\n')
+	}
 	switch req.Framing {
 	case message.FramingLength:
 		b = appendLength(b, req.Length)
@@ -91,6 +98,20 @@ func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 		b = append(b, "Connection: keep-alive\r\n"...)
 	}
 	c.write(append(b, via+"\r\n"...))
+	return true
+}
+
+// writeSwitchHead queues the 101 that opens a tunnel.
+func (x *exchange) writeSwitchHead() bool {
+	c, resp := x.client, &x.resp
+	if !c.room(len(resp.Bytes) + responseHeadRoom) {
+		return false
+	}
+	b := appendStatusLine(c.scratch(), resp)
+	b = appendFields(b, resp, nil)
+	b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
+	b = append(b, resp.Text(resp.Find(message.FieldUpgrade).Value)...)
+	c.write(append(b, "\r\n"+via+"\r\n"...))
 	return true
 }
 

@@ -421,7 +421,7 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.reqParser.Reset()
 	x.respParser.Reset()
 	x.client, x.stream, x.route = nil, nil, nil
-	x.head, x.headBuf = nil, nil
+	x.head, x.headBuf, x.upgrade = nil, nil, nil
 	x.attempts, x.failure, x.stale = 0, message.ReasonNone, false
 	x.next, p.freeExchanges = p.freeExchanges, x
 }

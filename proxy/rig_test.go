@@ -154,7 +154,7 @@ func snapshot(routes []proxy.RouteSpec) *proxy.Snapshot {
 		Routes:     routes,
 		Timeouts: proxy.Timeouts{
 			ClientHead: 10 * time.Second, ClientBody: 30 * time.Second, ClientIdle: 60 * time.Second,
-			Connect: 2 * time.Second, Response: 60 * time.Second, BackendIdle: 55 * time.Second,
+			Connect: 2 * time.Second, Response: 60 * time.Second, BackendIdle: 55 * time.Second, TunnelIdle: time.Hour,
 		},
 		Limits: proxy.Limits{
 			HeadBytes: 32 << 10, Headers: 100, TargetBytes: 8 << 10, BodyBytes: -1,

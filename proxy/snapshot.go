@@ -51,6 +51,7 @@ type Timeouts struct {
 	Connect     time.Duration // to a backend
 	Response    time.Duration // to the response's head, and between its bytes
 	BackendIdle time.Duration // of a pooled connection
+	TunnelIdle  time.Duration // of a tunnel in which no byte moves
 }
 
 // Limits bound what clients may send and what a worker holds.

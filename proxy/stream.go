@@ -18,6 +18,7 @@ const (
 	streamConnect                    // waiting for connect(2)
 	streamHead                       // waiting for a response's head
 	streamBody                       // the response's body is coming
+	streamTunnel                     // bytes move both ways
 	streamSettle                     // the response is whole: waiting for the last send's result
 	streamIdle                       // in the backend's pool
 	streamClosing                    // waiting for the kernel to return our operations
@@ -28,7 +29,8 @@ const (
 var streamMoves = [streamStates][streamStates]bool{
 	streamFree:    {streamConnect: true},
 	streamConnect: {streamHead: true, streamClosing: true},
-	streamHead:    {streamBody: true, streamClosing: true},
+	streamHead:    {streamBody: true, streamTunnel: true, streamClosing: true},
+	streamTunnel:  {streamClosing: true},
 	streamBody:    {streamSettle: true, streamIdle: true, streamClosing: true},
 	streamSettle:  {streamIdle: true, streamClosing: true},
 	streamIdle:    {streamHead: true, streamClosing: true},
@@ -177,6 +179,8 @@ func (st *stream) advance() {
 		}
 	case streamBody:
 		st.x.moveResponse()
+	case streamTunnel:
+		st.x.moveTunnel()
 	case streamSettle:
 		if !st.send.InFlight() {
 			st.settled()
@@ -221,8 +225,11 @@ func (st *stream) readHead() bool {
 		case err != nil:
 			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
 			return false
-		case x.resp.Status == 101: // nobody asked for it
+		case x.resp.Status == 101 && !x.switched(): // nobody asked for it
 			x.attemptFailed(message.ReasonBackendMalformed, balance.Refused)
+			return false
+		case x.resp.Status == 101:
+			x.openTunnel(n)
 			return false
 		case x.resp.Status < 200:
 			x.interim()
@@ -279,6 +286,10 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		return loop.RecvMulti, loop.ClassHead
 	case streamIdle:
 		return loop.RecvMulti, loop.ClassHead
+	case streamTunnel:
+		if st.x.wantsTunnel(&st.conn, &st.x.client.conn) {
+			return loop.RecvMulti, loop.ClassHead
+		}
 	case streamBody:
 		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
 			return loop.Recv, st.p.recvClass(&st.x.respBody)
