@@ -14,6 +14,7 @@ const (
 	ReasonBodyTooLarge
 	ReasonVersion
 	ReasonMethod
+	ReasonMaxForwards
 	ReasonClientTimeout
 	ReasonClientGone
 	ReasonNoBackend
@@ -45,6 +46,7 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonBodyTooLarge:      {"body_too_large", 413, "The request's body is larger than this server accepts."},
 	ReasonVersion:           {"version_not_supported", 505, "This server speaks HTTP/1.1 and HTTP/1.0 only."},
 	ReasonMethod:            {"method_not_supported", 501, "This server does not open tunnels for CONNECT."},
+	ReasonMaxForwards:       {"max_forwards", 200, "The request was to be forwarded no further than to this server."},
 	ReasonClientTimeout:     {"client_timeout", 408, "The request did not arrive in time."},
 	ReasonClientGone:        {"client_gone", 0, "The client closed the connection before the exchange was complete."},
 	ReasonNoBackend:         {"no_backend", 503, "No backend of this route is available."},

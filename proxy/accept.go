@@ -17,20 +17,20 @@ const acceptPause = int64(100e6)
 
 // listener is an inherited listening socket.
 type listener struct {
-	fd      int32
-	address string
-	ops     [acceptsMax]loop.Op
-	closed  bool
+	fd     int32
+	port   []byte // of the address, as text
+	ops    [acceptsMax]loop.Op
+	closed bool
 }
 
 // Listen begins to accept from an inherited, listening, non-blocking
-// descriptor, which the Proxy owns from now on. address is for the log. On the
-// loop's thread.
+// descriptor, which the Proxy owns from now on. address is as configured, with the
+// port in use. On the loop's thread.
 func (p *Proxy) Listen(fd int32, address string) error {
 	if err := p.engine.Attach(fd); err != nil {
 		return err
 	}
-	l := &listener{fd: fd, address: address}
+	l := &listener{fd: fd, port: portOf(address)}
 	for i := range l.ops {
 		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: uint32(len(p.listeners))}}
 	}
@@ -74,7 +74,7 @@ func (p *Proxy) acceptDone(op *loop.Op) {
 	switch op.Err {
 	case 0:
 		p.acceptedNow = true
-		p.accepted(op)
+		p.accepted(p.listeners[op.User.Index], op)
 	case syscall.ECANCELED, syscall.ECONNABORTED, syscall.EINTR:
 	default:
 		// Descriptors or memory are short, or the listener is of no use:

@@ -40,7 +40,8 @@ type client struct {
 	conn
 	state     clientState
 	addr      netip.Addr // invalid for unix sockets
-	x         *exchange  // from a head's first byte to its exchange's end
+	listener  *listener
+	x         *exchange // from a head's first byte to its exchange's end
 	requests  int
 	discarded int // bytes thrown away while lingering
 	unsent    int // what Unsent said at the last deadline of a stalled send
@@ -73,9 +74,10 @@ func (c *client) become(next clientState) {
 }
 
 // accepted starts a connection.
-func (p *Proxy) accepted(op *loop.Op) {
+func (p *Proxy) accepted(l *listener, op *loop.Op) {
 	c := p.takeClient()
 	c.open(int32(op.N))
+	c.listener = l
 	c.addr = op.Addr.Addr().Unmap()
 	c.become(clientIdle)
 	p.counters.Accepted++
@@ -276,6 +278,7 @@ func (c *client) waitsFor() (wait, int64) {
 		return waitHead, int64(t.ClientHead)
 	case clientExchange:
 		if !c.x.reqBody.done && c.recv.InFlight() {
+			c.progress = false // what counts is how much came: see slowBody
 			return waitBody, int64(c.x.route.spec.Timeouts.ClientBody)
 		}
 	case clientLinger:
@@ -301,7 +304,9 @@ func (c *client) timeout() {
 			c.stalled()
 			return
 		}
-		c.x.clientTimeout()
+		if c.x.slowBody() {
+			c.x.fail(message.ReasonClientTimeout)
+		}
 	case clientFlush:
 		c.stalled()
 	case clientLinger:

@@ -490,6 +490,23 @@ func (q *outQueue) release(s *segment) {
 	*s = segment{}
 }
 
+// skip takes the first n segments away.
+func (q *outQueue) skip(n int) {
+	for range n {
+		q.release(&q.segs[q.head])
+		q.head++
+	}
+}
+
+// join moves all segments of o behind those of q.
+func (q *outQueue) join(o *outQueue) {
+	for i := o.head; i < len(o.segs); i++ {
+		q.add(o.segs[i].buf, o.segs[i].b)
+		o.segs[i] = segment{}
+	}
+	*o = outQueue{}
+}
+
 func (q *outQueue) drop() {
 	for i := q.head; i < len(q.segs); i++ {
 		q.release(&q.segs[i])

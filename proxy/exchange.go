@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/cloud-cup/cloud-cup/balance"
 	"github.com/cloud-cup/cloud-cup/http1"
@@ -57,7 +58,9 @@ type exchange struct {
 	minor    uint8 // of the client's HTTP/1 version
 	keep     bool  // the client's connection goes on after the response
 	head     []byte
+	headRest []byte       // what follows the backend's own Host; empty where head is all
 	headBuf  *loop.Buffer // holds head, the request's head as backends get it
+	bodySeen int64        // of the request's body, at its last deadline
 	upgrade  []byte       // the protocol asked for, a part of head; nil: none
 	tried    [attemptsMax]int16
 	attempts int
@@ -93,7 +96,13 @@ func (x *exchange) begin(n int) {
 		x.fail(message.ReasonBodyTooLarge)
 		return
 	}
-	if !x.writeRequestHead() {
+	forwards := takeMaxForwards(req)
+	if forwards == 0 {
+		c.in.consume(n)
+		x.fail(message.ReasonMaxForwards)
+		return
+	}
+	if !x.writeRequestHead(forwards) {
 		x.fail(message.ReasonMemory)
 		return
 	}
@@ -140,10 +149,23 @@ func (x *exchange) askMember(i int) {
 	st.begin(x)
 	x.headBuf.Retain()
 	st.out.add(x.headBuf, x.head)
+	if x.headRest != nil {
+		st.out.add(nil, b.hostLine)
+		x.headBuf.Retain()
+		st.out.add(x.headBuf, x.headRest)
+	}
 	st.mark()
 	if !x.reqBody.done {
 		x.client.mark()
 	}
+}
+
+// headSegments is the number of segments that askMember queues.
+func (x *exchange) headSegments() int {
+	if x.headRest != nil {
+		return 3
+	}
+	return 1
 }
 
 // wantsRequestBody reports whether more of the request's body may be
@@ -316,6 +338,7 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 	if again && untouched {
 		// Some of the body may be queued behind the head: it goes along.
 		queued, st.out = st.out, queued
+		queued.skip(x.headSegments())
 	}
 	st.x = nil
 	st.become(streamClosing)
@@ -334,12 +357,10 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 		x.attempts++
 		x.attempt()
 	}
-	if x.stream != nil && untouched {
-		x.stream.out.drop()
-		x.stream.out = queued
-	} else {
-		queued.drop()
+	if x.stream != nil {
+		x.stream.out.join(&queued)
 	}
+	queued.drop()
 }
 
 // fail answers the client in the backend's place, or cuts a response that has
@@ -372,9 +393,18 @@ func (x *exchange) abandon() {
 	}
 }
 
-// clientTimeout is called when the client sent nothing of the request's body
-// for too long.
-func (x *exchange) clientTimeout() { x.fail(message.ReasonClientTimeout) }
+// bodyRate is the number of bytes that a request's body must bring in a second
+// of waiting for it: a byte now and then is not progress.
+const bodyRate = 1 << 10 / 10
+
+// slowBody is called when a deadline for the request's body has passed. It
+// reports whether too little came since the last one.
+func (x *exchange) slowBody() bool {
+	came := x.reqBody.moved - x.bodySeen
+	x.bodySeen = x.reqBody.moved
+	seconds := int64(x.route.spec.Timeouts.ClientBody / time.Second)
+	return came < max(1, seconds*bodyRate)
+}
 
 // backendTimeout is called when the backend let a deadline pass.
 func (x *exchange) backendTimeout(w wait) {

@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"bytes"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/cloud-cup/cloud-cup/message"
 )
@@ -11,35 +13,45 @@ import (
 // framing is stated by us, and what the next hop should know is added. Runs of
 // lines that stay are copied at once, as they came.
 
-// via is what both directions carry (RFC 9110 7.6.3).
-const via = "Via: 1.1 cloud-cup\r\n"
+// via tells where a message came through, by the version that it came with
+// (RFC 9110 7.6.3).
+var via = [2]string{"Via: 1.0 cloud-cup\r\n", "Via: 1.1 cloud-cup\r\n"}
 
-// requestHeadRoom is what a request's head grows by at most, its Host aside.
-const requestHeadRoom = 256
+// requestHeadRoom is what a request's head grows by at most, its Host, the
+// route's own fields and forwarded ones aside.
+const requestHeadRoom = 512
 
 // writeRequestHead writes the request's head as backends get it into a buffer
-// of its own, so that it can be sent again. It reports false if there is no
-// memory.
-func (x *exchange) writeRequestHead() bool {
-	req, c := &x.req, x.client
+// of its own, so that it can be sent again. forwards is what takeMaxForwards
+// returned. It reports false if there is no memory.
+func (x *exchange) writeRequestHead(forwards int64) bool {
+	req, c, r := &x.req, x.client, x.route
+	// The Host stands at most three times in what we write, a target once.
 	host := req.Text(req.Host)
-	// The target and the Host may stand twice in what we write.
-	if !c.room(2*len(req.Bytes) + requestHeadRoom) {
+	if !c.room(len(req.Bytes) + 3*max(len(host), len(r.host)) + len(r.request.lines) + requestHeadRoom) {
 		return false
 	}
 	b := c.scratch()
 	b = append(b, req.Text(req.MethodName)...)
 	b = append(b, ' ')
-	b = req.AppendTarget(b)
+	b = x.appendTarget(b)
 	b = append(b, " HTTP/1.1\r\n"...)
-	if len(host) == 0 {
-		// An HTTP/1.0 request without Host; RFC 9112 3.2 wants one.
-		host = append(host, x.route.host...)
+	split := len(b)
+	if !r.spec.HostBackend {
+		b = append(b, "Host: "...)
+		if len(host) == 0 {
+			// An HTTP/1.0 request without Host; RFC 9112 3.2 wants one.
+			b = append(b, r.host...)
+		} else {
+			b = append(b, host...)
+		}
+		b = append(b, '\r', '\n')
 	}
-	b = append(b, "Host: "...)
-	b = append(b, host...)
-	b = append(b, '\r', '\n')
-	b = appendFields(b, req, dropFromRequest)
+	trusted := x.trusted()
+	b = appendFields(b, req, x.dropped(trusted), r.request.drop)
+	if te := req.Find(message.FieldTE); te != nil && hasToken(req.Text(te.Value), "trailers") && !asksUpgrade(req) {
+		b = append(b, "TE: trailers\r\nConnection: TE\r\n"...)
+	}
 	if asksUpgrade(req) {
 		v := req.Text(req.Find(message.FieldUpgrade).Value)
 		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
@@ -53,20 +65,87 @@ func (x *exchange) writeRequestHead() bool {
 	case message.FramingChunked:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
 	}
-	b = append(b, "X-Forwarded-For: "...)
-	if c.addr.IsValid() {
-		b = c.addr.AppendTo(b)
-	} else {
-		b = append(b, "unix:"...)
+	if forwards > 0 {
+		b = append(b, "Max-Forwards: "...)
+		b = strconv.AppendInt(b, forwards-1, 10)
+		b = append(b, '\r', '\n')
 	}
-	b = append(b, "\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "...)
-	b = append(b, host...)
-	b = append(b, "\r\n"+via+"\r\n"...)
+	b = x.appendForwarded(b, trusted)
+	if r.spec.RequestID && req.Find(message.FieldXRequestID) == nil {
+		b = append(b, "X-Request-Id: "...)
+		b = x.p.appendID(b)
+		b = append(b, '\r', '\n')
+	}
+	b = append(b, r.request.lines...)
+	b = append(b, via[req.Minor]...)
+	b = append(b, '\r', '\n')
 	x.head = b
+	if r.spec.HostBackend {
+		x.head, x.headRest = b[:split], b[split:]
+	}
 	x.headBuf = c.pad
 	c.pad.Retain()
 	c.padEnd += len(b)
 	return true
+}
+
+// takeMaxForwards returns the number of times that an OPTIONS or TRACE request
+// may still be forwarded, and marks the field as ours to write; -1 if the
+// request does not say (RFC 9110 7.6.2).
+func takeMaxForwards(req *message.Head) int64 {
+	if req.Method != message.MethodOptions && req.Method != message.MethodTrace {
+		return -1
+	}
+	for i := range req.Fields {
+		f := &req.Fields[i]
+		if f.ID != message.FieldOther || !named(req.Text(f.Name), maxForwards) {
+			continue
+		}
+		n, err := strconv.ParseInt(string(req.Text(f.Value)), 10, 64)
+		if err != nil || n < 0 {
+			return -1 // it says nothing, and is passed on as it is
+		}
+		f.Hop = true
+		return n
+	}
+	return -1
+}
+
+var maxForwards = []string{"max-forwards"}
+
+// appendTarget appends the target in the form that backends get.
+func (x *exchange) appendTarget(b []byte) []byte {
+	req := &x.req
+	prefix := len(x.route.spec.StripPrefix)
+	if prefix == 0 {
+		return req.AppendTarget(b)
+	}
+	path := req.Text(req.Path)[prefix:]
+	if len(path) == 0 || path[0] != '/' {
+		b = append(b, '/')
+	}
+	b = append(b, path...)
+	return append(b, req.Text(req.Query)...)
+}
+
+// hasToken reports whether a list has an element that is the token, with or
+// without parameters.
+func hasToken(list []byte, token string) bool {
+	for len(list) > 0 {
+		element := list
+		if i := bytes.IndexByte(list, ','); i >= 0 {
+			element, list = list[:i], list[i+1:]
+		} else {
+			list = nil
+		}
+		if i := bytes.IndexByte(element, ';'); i >= 0 {
+			element = element[:i]
+		}
+		if bytes.EqualFold(bytes.TrimSpace(element), []byte(token)) {
+			return true
+		}
+	}
+	return false
 }
 
 // responseHeadRoom is what a response's head grows by at most.
@@ -75,11 +154,13 @@ const responseHeadRoom = 256
 // writeResponseHead queues the final head of the response for the client.
 func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 	c := x.client
-	if !c.room(len(resp.Bytes) + responseHeadRoom + smallBody) {
+	rules := &x.route.response
+	if !c.room(len(resp.Bytes) + len(rules.lines) + responseHeadRoom + smallBody) {
 		return false
 	}
 	b := appendStatusLine(c.scratch(), resp)
-	b = appendFields(b, resp, nil)
+	b = appendFields(b, resp, nil, rules.drop)
+	b = append(b, rules.lines...)
 	switch {
 	case toChunked:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
@@ -97,7 +178,7 @@ func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 	} else if x.minor == 0 {
 		b = append(b, "Connection: keep-alive\r\n"...)
 	}
-	c.write(append(b, via+"\r\n"...))
+	c.write(append(b, via[resp.Minor]+"\r\n"...))
 	return true
 }
 
@@ -108,10 +189,10 @@ func (x *exchange) writeSwitchHead() bool {
 		return false
 	}
 	b := appendStatusLine(c.scratch(), resp)
-	b = appendFields(b, resp, nil)
+	b = appendFields(b, resp, nil, nil)
 	b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
 	b = append(b, resp.Text(resp.Find(message.FieldUpgrade).Value)...)
-	c.write(append(b, "\r\n"+via+"\r\n"...))
+	c.write(append(b, "\r\n"+via[resp.Minor]+"\r\n"...))
 	return true
 }
 
@@ -122,8 +203,8 @@ func (x *exchange) interim() {
 		return
 	}
 	b := appendStatusLine(c.scratch(), resp)
-	b = appendFields(b, resp, nil)
-	c.write(append(b, via+"\r\n"...))
+	b = appendFields(b, resp, nil, nil)
+	c.write(append(b, via[resp.Minor]+"\r\n"...))
 	c.mark()
 }
 
@@ -138,28 +219,30 @@ func appendLength(b []byte, n int64) []byte {
 	return append(b, '\r', '\n')
 }
 
-// dropFromRequest are the fields that we state ourselves: a client's own
-// values are not trusted.
-var dropFromRequest = &[256]bool{
-	message.FieldHost:            true,
-	message.FieldForwarded:       true,
-	message.FieldXForwardedFor:   true,
-	message.FieldXForwardedHost:  true,
-	message.FieldXForwardedPort:  true,
-	message.FieldXForwardedProto: true,
-}
-
-// appendFields copies the field lines of h that go on to the next hop.
-func appendFields(b []byte, h *message.Head, drop *[256]bool) []byte {
+// appendFields copies the field lines of h that go on to the next hop: not
+// those that end here, nor those that drop lists by ID, nor those that names
+// lists in lower case.
+func appendFields(b []byte, h *message.Head, drop *[256]bool, names []string) []byte {
 	run := h.FirstLineEnd // begin of the lines to copy
 	for i := range h.Fields {
 		f := &h.Fields[i]
-		if f.Hop || drop != nil && drop[f.ID] {
+		if f.Hop || drop != nil && drop[f.ID] || len(names) > 0 && named(h.Text(f.Name), names) {
 			b = append(b, h.Bytes[run:f.Name.Off]...)
 			run = f.End
 		}
 	}
 	return append(b, h.Bytes[run:len(h.Bytes)-len("\r\n")]...)
+}
+
+// named reports whether a field's name is one of names, which are in lower
+// case.
+func named(name []byte, names []string) bool {
+	for _, n := range names {
+		if len(n) == len(name) && strings.EqualFold(n, string(name)) {
+			return true
+		}
+	}
+	return false
 }
 
 // answer queues a response of our own: for the person who reads it, with the

@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	crand "crypto/rand"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"runtime/debug"
 	"time"
@@ -69,6 +71,8 @@ type Proxy struct {
 	retrySeen   uint64
 	stackLogged bool
 
+	random *rand.ChaCha8 // of request ids
+
 	dateAt   int64 // second that dateText tells
 	dateText []byte
 }
@@ -95,6 +99,9 @@ func New(cfg Config) *Proxy {
 		acceptTimer: loop.Timer{Tag: timerAccept},
 		tick:        loop.Timer{Tag: timerTick},
 	}
+	var seed [32]byte
+	crand.Read(seed[:]) // never fails: the process would have ended
+	p.random = rand.NewChaCha8(seed)
 	p.wheel = loop.NewWheel(p.now)
 	p.mailbox = loop.NewMailbox(cfg.Engine.Wake)
 	p.deliverOp, p.fireTimer = p.deliver, p.fire
@@ -119,7 +126,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 			m := &r.members[i]
 			b := p.backends[m.key]
 			if b == nil {
-				b = &backend{p: p, key: m.key, name: m.name(), addr: m.addr}
+				b = &backend{p: p, key: m.key, name: m.name(), addr: m.addr, hostLine: []byte("Host: " + hostOf(m.key.host) + "\r\n")}
 				p.backends[m.key] = b
 			}
 			b.named = true
@@ -421,8 +428,8 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.reqParser.Reset()
 	x.respParser.Reset()
 	x.client, x.stream, x.route = nil, nil, nil
-	x.head, x.headBuf, x.upgrade = nil, nil, nil
-	x.attempts, x.failure, x.stale = 0, message.ReasonNone, false
+	x.head, x.headRest, x.headBuf, x.upgrade = nil, nil, nil, nil
+	x.attempts, x.failure, x.stale, x.bodySeen = 0, message.ReasonNone, false, 0
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
 

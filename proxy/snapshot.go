@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -32,7 +33,25 @@ type RouteSpec struct {
 	Backends []BackendSpec
 	Timeouts Timeouts
 	Limits   Limits
+
+	TrustedProxies []netip.Prefix // whose forwarding fields are believed and extended
+	RFC7239        bool           // Forwarded instead of X-Forwarded-*
+	HostBackend    bool           // backends get their own name as Host, not the client's
+	RequestID      bool           // requests without X-Request-Id get one
+	StripPrefix    string         // taken off the path; the route matches only paths below it
+	Request        FieldRules
+	Response       FieldRules
 }
+
+// FieldRules change the fields of a message. Names and values are valid.
+type FieldRules struct {
+	Set    []FieldRule // in place of the sender's
+	Add    []FieldRule
+	Remove []string
+}
+
+// FieldRule is one field.
+type FieldRule struct{ Name, Value string }
 
 // BackendSpec is one backend of a route.
 type BackendSpec struct {
@@ -72,6 +91,35 @@ type routeState struct {
 	backends []*backend // the balancer's members, set by Apply
 	members  []memberSpec
 	host     string // what requests without Host are sent with
+	request  fieldRules
+	response fieldRules
+}
+
+// fieldRules is FieldRules in the form that heads are written with.
+type fieldRules struct {
+	drop  []string // names in lower case
+	lines []byte   // to be added
+}
+
+func newFieldRules(f *FieldRules) (r fieldRules) {
+	for _, name := range f.Remove {
+		r.drop = append(r.drop, strings.ToLower(name))
+	}
+	for i := range f.Set {
+		r.drop = append(r.drop, strings.ToLower(f.Set[i].Name))
+		r.lines = f.Set[i].append(r.lines)
+	}
+	for i := range f.Add {
+		r.lines = f.Add[i].append(r.lines)
+	}
+	return r
+}
+
+func (f *FieldRule) append(b []byte) []byte {
+	b = append(b, f.Name...)
+	b = append(b, ": "...)
+	b = append(b, f.Value...)
+	return append(b, '\r', '\n')
 }
 
 // memberSpec is one address of one backend of a route.
@@ -79,6 +127,14 @@ type memberSpec struct {
 	key    backendKey
 	addr   loop.Addr
 	weight int
+}
+
+// hostOf is the Host field of a backend.
+func hostOf(host string) string {
+	if strings.HasPrefix(host, "unix:") {
+		return "localhost"
+	}
+	return host
 }
 
 // name is the backend as the log tells it.
@@ -114,9 +170,11 @@ func Prepare(s *Snapshot) error {
 	s.all = make([]*routeState, 0, len(s.Routes))
 	for i := range s.Routes {
 		spec := &s.Routes[i]
-		r := &routeState{spec: spec, host: spec.Backends[0].Host}
-		if strings.HasPrefix(r.host, "unix:") {
-			r.host = "localhost"
+		r := &routeState{
+			spec:     spec,
+			host:     hostOf(spec.Backends[0].Host),
+			request:  newFieldRules(&spec.Request),
+			response: newFieldRules(&spec.Response),
 		}
 		for j := range spec.Backends {
 			b := &spec.Backends[j]

@@ -58,14 +58,15 @@ type stream struct {
 // backend is an address that requests go to. It lives as long as a
 // configuration names it, and until its last connection is closed.
 type backend struct {
-	p       *Proxy
-	key     backendKey
-	name    string
-	addr    loop.Addr
-	row     balance.Row
-	idle    *stream // the most recently used first
-	coldest *stream
-	named   bool // by the snapshot in force
+	p        *Proxy
+	key      backendKey
+	name     string
+	addr     loop.Addr
+	row      balance.Row
+	hostLine []byte  // its Host field, for routes that send it
+	idle     *stream // the most recently used first
+	coldest  *stream
+	named    bool // by the snapshot in force
 }
 
 // freshFor is how long after its last use a connection still takes requests

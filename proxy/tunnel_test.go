@@ -120,7 +120,7 @@ func TestRefusedUpgrade(t *testing.T) {
 func TestUnaskedUpgrade(t *testing.T) {
 	each(t, func(t *testing.T, engine string) {
 		for request, protocol := range map[string]string{
-			upgradeHead:                          "other",
+			upgradeHead:                         "other",
 			"GET / HTTP/1.1\r\nHost: a\r\n\r\n": "websocket",
 		} {
 			backend := scripted(t, func(_ int, c *net.TCPConn) {

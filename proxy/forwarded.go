@@ -1,0 +1,136 @@
+package proxy
+
+import (
+	"encoding/hex"
+	"strings"
+
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// Forwarding fields tell backends who asked, for what, and how. What a client
+// says there is replaced, unless it is a proxy that the route trusts: then it
+// is extended.
+
+// trusted reports whether the client's forwarding fields are believed.
+func (x *exchange) trusted() bool {
+	for _, p := range x.route.spec.TrustedProxies {
+		if p.Contains(x.client.addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// dropped are the fields that we write ourselves, by ID.
+func (x *exchange) dropped(trusted bool) *[256]bool {
+	switch {
+	case !trusted:
+		return &dropUntrusted
+	case x.route.spec.RFC7239:
+		return &dropForwarded
+	}
+	return &dropXForwarded
+}
+
+var (
+	dropUntrusted = [256]bool{
+		message.FieldHost:            true,
+		message.FieldForwarded:       true,
+		message.FieldXForwardedFor:   true,
+		message.FieldXForwardedHost:  true,
+		message.FieldXForwardedPort:  true,
+		message.FieldXForwardedProto: true,
+	}
+	dropForwarded  = [256]bool{message.FieldHost: true, message.FieldForwarded: true}
+	dropXForwarded = [256]bool{message.FieldHost: true, message.FieldXForwardedFor: true}
+)
+
+// appendForwarded appends the route's kind of forwarding fields.
+func (x *exchange) appendForwarded(b []byte, trusted bool) []byte {
+	if x.route.spec.RFC7239 {
+		return x.appendRFC7239(b, trusted)
+	}
+	req, c := &x.req, x.client
+	b = append(b, "X-Forwarded-For: "...)
+	if trusted {
+		b = appendList(b, req, message.FieldXForwardedFor)
+	}
+	b = c.appendAddr(b)
+	b = append(b, '\r', '\n')
+	// A trusted proxy knows what the first client asked for.
+	if !trusted || req.Find(message.FieldXForwardedProto) == nil {
+		b = append(b, "X-Forwarded-Proto: http\r\n"...)
+	}
+	if host := req.Text(req.Host); len(host) > 0 && (!trusted || req.Find(message.FieldXForwardedHost) == nil) {
+		b = append(b, "X-Forwarded-Host: "...)
+		b = append(b, host...)
+		b = append(b, '\r', '\n')
+	}
+	if len(c.listener.port) > 0 && (!trusted || req.Find(message.FieldXForwardedPort) == nil) {
+		b = append(b, "X-Forwarded-Port: "...)
+		b = append(b, c.listener.port...)
+		b = append(b, '\r', '\n')
+	}
+	return b
+}
+
+// appendRFC7239 appends Forwarded (RFC 7239).
+func (x *exchange) appendRFC7239(b []byte, trusted bool) []byte {
+	req, c := &x.req, x.client
+	b = append(b, "Forwarded: "...)
+	if trusted {
+		b = appendList(b, req, message.FieldForwarded)
+	}
+	switch {
+	case !c.addr.IsValid():
+		b = append(b, "for=unknown"...)
+	case c.addr.Is4():
+		b = append(b, "for="...)
+		b = c.addr.AppendTo(b)
+	default:
+		b = append(b, `for="[`...)
+		b = c.addr.AppendTo(b)
+		b = append(b, `]"`...)
+	}
+	if host := req.Text(req.Host); len(host) > 0 {
+		b = append(b, `;host="`...) // a valid Host needs no escapes
+		b = append(b, host...)
+		b = append(b, '"')
+	}
+	return append(b, ";proto=http\r\n"...)
+}
+
+// appendList appends the values of all fields with the ID as one list, with a
+// comma behind.
+func appendList(b []byte, h *message.Head, id message.FieldID) []byte {
+	for i := range h.Fields {
+		if f := &h.Fields[i]; f.ID == id && f.Value.Len > 0 {
+			b = append(b, h.Text(f.Value)...)
+			b = append(b, ", "...)
+		}
+	}
+	return b
+}
+
+// appendAddr appends the client's address as X-Forwarded-For has it.
+func (c *client) appendAddr(b []byte) []byte {
+	if !c.addr.IsValid() {
+		return append(b, "unix:"...)
+	}
+	return c.addr.AppendTo(b)
+}
+
+// portOf is the port of a listener's address, or empty for unix sockets.
+func portOf(address string) []byte {
+	if strings.HasPrefix(address, "unix:") {
+		return nil
+	}
+	return []byte(address[strings.LastIndexByte(address, ':')+1:])
+}
+
+// appendID appends a new request id: 128 random bits, in hexadecimal.
+func (p *Proxy) appendID(b []byte) []byte {
+	var id [16]byte
+	p.random.Read(id[:]) // cannot fail
+	return hex.AppendEncode(b, id[:])
+}
