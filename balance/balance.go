@@ -47,18 +47,21 @@ type RoundRobin struct {
 	credit  []int64 // what each member is owed
 }
 
-// NewRoundRobin returns a balancer over members, whose first pick is the
-// member numbered start (modulo their count) if the weights are equal.
-func NewRoundRobin(members []Member, start int) *RoundRobin {
-	r := &RoundRobin{members: members, credit: make([]int64, len(members))}
-	if n := len(members); n > 0 {
-		// Credits that sum to zero and favour start, then its followers.
-		for i := range members {
-			rank := (i - start%n + n) % n
-			r.credit[i] = int64(n-1-2*rank) * int64(members[i].Weight) / int64(2*n)
-		}
+// NewRoundRobin returns a balancer over members. Each needs its Row before the
+// first Pick.
+func NewRoundRobin(members []Member) *RoundRobin {
+	return &RoundRobin{members: members, credit: make([]int64, len(members))}
+}
+
+// Start makes the member numbered start (modulo their count) the next pick, if
+// the weights are equal.
+func (r *RoundRobin) Start(start int) {
+	n := len(r.members)
+	// Credits that sum to zero and favour start, then its followers.
+	for i := range r.members {
+		rank := (i - start%n + n) % n
+		r.credit[i] = int64(n-1-2*rank) * int64(r.members[i].Weight) / int64(2*n)
 	}
-	return r
 }
 
 // Len is the number of members.

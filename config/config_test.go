@@ -316,7 +316,7 @@ func TestTextOfManyErrorsIsBounded(t *testing.T) {
 	require.Len(t, err.(Errors), 100_002)
 	require.Less(t, len(err.Error()), 100_000)
 	require.True(t, strings.HasSuffix(err.Error(), "\nand 99902 more"))
-	require.Less(t, time.Since(start), 5*time.Second)
+	require.Less(t, time.Since(start), time.Minute, "quadratic")
 }
 
 // huge is a configuration of 5 MiB.
@@ -337,7 +337,7 @@ func TestHugeConfiguration(t *testing.T) {
 	c, err := Parse("cup.json", text, "")
 	require.NoError(t, err)
 	require.Greater(t, len(c.Routes), 40_000)
-	require.Less(t, time.Since(start), 5*time.Second)
+	require.Less(t, time.Since(start), time.Minute, "quadratic")
 	t.Logf("%d routes in %v", len(c.Routes), time.Since(start))
 }
 

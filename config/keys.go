@@ -122,11 +122,11 @@ var timeoutKeys = object[Timeouts]{
 	},
 }
 
-// Bounds of limits. A received head lies in one buffer, of which the largest
-// has headBytesMax.
+// Bounds of limits. A head lies in one buffer of 256 KiB at most, as received
+// and as it is sent on, with the fields that the proxy adds.
 const (
 	headBytesMin = 1 << 10
-	headBytesMax = 256 << 10
+	headBytesMax = 192 << 10
 	bodyBytesMax = 1 << 60
 	memoryMin    = 16 << 20
 	memoryMax    = 1 << 40

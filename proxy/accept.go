@@ -36,36 +36,68 @@ func (p *Proxy) Listen(fd int32, address string) error {
 	}
 	p.listeners = append(p.listeners, l)
 	p.armAccepts()
+	if !p.renewTimer.Scheduled() {
+		p.wheel.Schedule(&p.renewTimer, p.now+renewAfter[0])
+	}
 	return nil
 }
 
-// mayAccept reports whether another connection may be taken, counting those
-// that accepts in flight may bring.
-func (p *Proxy) mayAccept() bool {
-	return p.clients+p.acceptsArmed < p.snap.Limits.Connections && !p.acceptPaused &&
-		!p.pressed(emergencyShare)
+// renewAfter is when the accepts of a new worker are submitted anew. A killed
+// predecessor's io_uring is torn down some 20 to 40 ms after its death, and
+// until then its accepts stand first in the listener's queue of waiters, of
+// which the kernel wakes only one: a connection that comes in that time wakes a
+// dead one. An accept that is submitted anew finds it.
+var renewAfter = []int64{20e6, 100e6, 500e6, 2e9, 10e9}
+
+// renewAccepts ends the accepts in flight; acceptDone then arms them again.
+func (p *Proxy) renewAccepts() {
+	for _, l := range p.listeners {
+		for i := range l.ops {
+			if l.ops[i].InFlight() {
+				p.engine.Cancel(&l.ops[i])
+			}
+		}
+	}
+	if p.renewed++; p.renewed < len(renewAfter) && !p.stopAccept {
+		p.wheel.Schedule(&p.renewTimer, p.now+renewAfter[p.renewed])
+	}
 }
 
-// armAccepts submits the accepts that rest.
+// mayAccept reports whether another accept may be armed on a listener that has
+// armed some already: then all that are in flight count as connections. The
+// first one of each listener counts only once it has brought one, so that a
+// busy listener leaves others theirs.
+func (p *Proxy) mayAccept(armed int) bool {
+	if p.acceptPaused || p.pressed(emergencyShare) {
+		return false
+	}
+	if armed == 0 {
+		return p.clients < p.snap.Limits.Connections
+	}
+	return p.clients+p.acceptsArmed < p.snap.Limits.Connections
+}
+
+// armAccepts submits the accepts that rest: one of each listener, then the
+// next of each.
 func (p *Proxy) armAccepts() {
 	if p.snap == nil || p.stopAccept {
 		return
 	}
-	for _, l := range p.listeners {
-		for i := range l.ops {
+	p.throttled = false
+	for i := range acceptsMax {
+		for _, l := range p.listeners {
 			op := &l.ops[i]
 			if op.InFlight() {
 				continue
 			}
-			if !p.mayAccept() {
+			if !p.mayAccept(i) {
 				p.throttled = true
-				return
+				continue
 			}
 			p.engine.Submit(op)
 			p.acceptsArmed++
 		}
 	}
-	p.throttled = false
 }
 
 // acceptDone takes the result of an accept.
@@ -81,15 +113,7 @@ func (p *Proxy) acceptDone(op *loop.Op) {
 		// trying again at once would only spin.
 		p.pauseAccepts(op.Err)
 	}
-	if p.stopAccept {
-		return
-	}
-	if p.mayAccept() {
-		p.engine.Submit(op)
-		p.acceptsArmed++
-	} else {
-		p.throttled = true
-	}
+	p.armAccepts()
 }
 
 // pauseAccepts lets accepting rest for acceptPause.
@@ -109,7 +133,7 @@ func (p *Proxy) pauseAccepts(why syscall.Errno) {
 // stopAccepting ends accepting once the accept queue is empty: connections
 // that were established before Drain are served.
 func (p *Proxy) stopAccepting() {
-	if p.acceptedNow && p.mayAccept() {
+	if p.acceptedNow && p.mayAccept(0) {
 		p.acceptedNow = false // there may be more: one more turn
 		return
 	}

@@ -73,6 +73,9 @@ func (p *Proxy) relieve() {
 			if !ok || cl.closing || cl.out.empty() || cl.waits != waitSend {
 				continue
 			}
+			if since := cl.deadline - int64(p.snap.Timeouts.ClientIdle); p.now-since < stalledAfter {
+				continue
+			}
 			if worst == nil || cl.deadline < worst.deadline {
 				worst = cl
 			}
@@ -85,6 +88,9 @@ func (p *Proxy) relieve() {
 		p.settle()
 	}
 }
+
+// stalledAfter is how long a client must have taken nothing to count as stalled.
+const stalledAfter = int64(2e9)
 
 // relieveMax bounds the connections that one call of relieve ends.
 const relieveMax = 16

@@ -92,22 +92,16 @@ func (x *exchange) begin(n int) {
 	limit := x.route.spec.Limits.BodyBytes
 	x.reqBody.start(req.Framing, req.Length, req.Framing == message.FramingChunked, limit)
 	x.become(exchangeAsk)
-	if limit >= 0 && req.Framing == message.FramingLength && req.Length > limit {
-		x.fail(message.ReasonBodyTooLarge)
-		return
-	}
-	forwards := takeMaxForwards(req)
-	if forwards == 0 {
-		c.in.consume(n)
-		x.fail(message.ReasonMaxForwards)
-		return
-	}
-	if !x.writeRequestHead(forwards) {
-		x.fail(message.ReasonMemory)
-		return
-	}
+	reason := x.writeRequestHead()
 	c.in.consume(n)
 	x.req.Bytes = nil // dies with the buffer
+	if limit >= 0 && req.Framing == message.FramingLength && req.Length > limit {
+		reason = message.ReasonBodyTooLarge
+	}
+	if reason != message.ReasonNone {
+		x.fail(reason)
+		return
+	}
 	x.attempt()
 }
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
 )
 
@@ -22,14 +23,21 @@ var via = [2]string{"Via: 1.0 cloud-cup\r\n", "Via: 1.1 cloud-cup\r\n"}
 const requestHeadRoom = 512
 
 // writeRequestHead writes the request's head as backends get it into a buffer
-// of its own, so that it can be sent again. forwards is what takeMaxForwards
-// returned. It reports false if there is no memory.
-func (x *exchange) writeRequestHead(forwards int64) bool {
+// of its own, so that it can be sent again. It returns the reason if it cannot.
+func (x *exchange) writeRequestHead() message.Reason {
 	req, c, r := &x.req, x.client, x.route
-	// The Host stands at most three times in what we write, a target once.
+	forwards := takeMaxForwards(req)
+	if forwards == 0 {
+		return message.ReasonMaxForwards
+	}
 	host := req.Text(req.Host)
-	if !c.room(len(req.Bytes) + 3*max(len(host), len(r.host)) + len(r.request.lines) + requestHeadRoom) {
-		return false
+	// The Host stands at most three times in what we write.
+	room := len(req.Bytes) + 3*max(len(host), len(r.host)) + len(r.request.lines) + requestHeadRoom
+	switch {
+	case room > loop.BodyBytes:
+		return message.ReasonHeadTooLarge
+	case !c.room(room):
+		return message.ReasonMemory
 	}
 	b := c.scratch()
 	b = append(b, req.Text(req.MethodName)...)
@@ -49,16 +57,7 @@ func (x *exchange) writeRequestHead(forwards int64) bool {
 	}
 	trusted := x.trusted()
 	b = appendFields(b, req, x.dropped(trusted), r.request.drop)
-	if te := req.Find(message.FieldTE); te != nil && hasToken(req.Text(te.Value), "trailers") && !asksUpgrade(req) {
-		b = append(b, "TE: trailers\r\nConnection: TE\r\n"...)
-	}
-	if asksUpgrade(req) {
-		v := req.Text(req.Find(message.FieldUpgrade).Value)
-		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
-		x.upgrade = b[len(b) : len(b)+len(v)]
-		b = append(b, v...)
-		b = append(b, '\r', '\n')
-	}
+	b = x.appendHopFields(b)
 	switch req.Framing {
 	case message.FramingLength:
 		b = appendLength(b, req.Length)
@@ -86,7 +85,24 @@ func (x *exchange) writeRequestHead(forwards int64) bool {
 	x.headBuf = c.pad
 	c.pad.Retain()
 	c.padEnd += len(b)
-	return true
+	return message.ReasonNone
+}
+
+// appendHopFields appends what this request asks of the next hop alone: the
+// switch to another protocol, or that trailers are welcome (RFC 9110 10.1.4).
+func (x *exchange) appendHopFields(b []byte) []byte {
+	req := &x.req
+	if asksUpgrade(req) {
+		v := req.Text(req.Find(message.FieldUpgrade).Value)
+		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
+		x.upgrade = b[len(b) : len(b)+len(v)]
+		b = append(b, v...)
+		return append(b, '\r', '\n')
+	}
+	if te := req.Find(message.FieldTE); te != nil && hasToken(req.Text(te.Value), "trailers") {
+		b = append(b, "TE: trailers\r\nConnection: TE\r\n"...)
+	}
+	return b
 }
 
 // takeMaxForwards returns the number of times that an OPTIONS or TRACE request
@@ -167,7 +183,7 @@ func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 	case resp.Framing == message.FramingLength, resp.HasLength && resp.Status != 204:
 		b = appendLength(b, resp.Length)
 	}
-	if resp.Find(message.FieldDate) == nil {
+	if resp.Find(message.FieldDate) == nil && !rules.date {
 		// RFC 9110 6.6.1: a recipient with a clock adds it.
 		b = append(b, "Date: "...)
 		b = append(b, x.p.date()...)

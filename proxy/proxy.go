@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/cloud-cup/cloud-cup/balance"
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
@@ -58,6 +57,8 @@ type Proxy struct {
 	acceptPaused bool
 	acceptWarned int64
 	acceptTimer  loop.Timer
+	renewTimer   loop.Timer
+	renewed      int  // times that accepts were submitted anew
 	acceptedNow  bool // an accept succeeded in this turn
 	throttled    bool // an accept rests for want of room
 	stopAccept   bool
@@ -81,6 +82,7 @@ type Proxy struct {
 const (
 	timerConn uint8 = iota
 	timerAccept
+	timerRenew
 	timerTick
 	timerCut
 )
@@ -97,6 +99,7 @@ func New(cfg Config) *Proxy {
 		backends:    make(map[backendKey]*backend),
 		retryBudget: retryBurst,
 		acceptTimer: loop.Timer{Tag: timerAccept},
+		renewTimer:  loop.Timer{Tag: timerRenew},
 		tick:        loop.Timer{Tag: timerTick},
 	}
 	var seed [32]byte
@@ -120,8 +123,6 @@ func (p *Proxy) Apply(s *Snapshot) {
 		b.named = false
 	}
 	for _, r := range s.all {
-		members := make([]balance.Member, len(r.members))
-		r.backends = make([]*backend, len(r.members))
 		for i := range r.members {
 			m := &r.members[i]
 			b := p.backends[m.key]
@@ -131,14 +132,9 @@ func (p *Proxy) Apply(s *Snapshot) {
 			}
 			b.named = true
 			r.backends[i] = b
-			members[i] = balance.Member{
-				Row:        &b.row,
-				Weight:     m.weight,
-				MaxFailure: uint32(m.key.maxFailure),
-				Cooldown:   int64(m.key.cooldown),
-			}
+			r.balancer.Member(i).Row = &b.row
 		}
-		r.balancer = balance.NewRoundRobin(members, p.slot+int(s.Generation))
+		r.balancer.Start(p.slot + int(s.Generation))
 	}
 	p.snap = s
 	p.pool.SetLimit(s.Limits.Memory)
@@ -290,6 +286,8 @@ func (p *Proxy) fire(t *loop.Timer) {
 	case timerAccept:
 		p.acceptPaused = false
 		p.armAccepts()
+	case timerRenew:
+		p.renewAccepts()
 	case timerTick:
 		p.maintain()
 	case timerCut:
@@ -318,8 +316,9 @@ func (p *Proxy) maintain() {
 	p.ticking = results != p.ticked
 	p.ticked = results
 	if p.throttled {
-		p.ticking = true
 		p.armAccepts()
+		// Memory that comes back has no event of its own.
+		p.ticking = p.ticking || p.pressed(emergencyShare)
 	}
 	if p.ticking {
 		p.wheel.Schedule(&p.tick, p.now+tickTime)

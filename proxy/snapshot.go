@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,6 +100,7 @@ type routeState struct {
 type fieldRules struct {
 	drop  []string // names in lower case
 	lines []byte   // to be added
+	date  bool     // Date is the rules' affair
 }
 
 func newFieldRules(f *FieldRules) (r fieldRules) {
@@ -112,6 +114,7 @@ func newFieldRules(f *FieldRules) (r fieldRules) {
 	for i := range f.Add {
 		r.lines = f.Add[i].append(r.lines)
 	}
+	r.date = slices.Contains(r.drop, "date")
 	return r
 }
 
@@ -187,6 +190,17 @@ func Prepare(s *Snapshot) error {
 				})
 			}
 		}
+		r.backends = make([]*backend, len(r.members))
+		members := make([]balance.Member, len(r.members))
+		for j := range r.members {
+			m := &r.members[j]
+			members[j] = balance.Member{
+				Weight:     m.weight,
+				MaxFailure: uint32(m.key.maxFailure),
+				Cooldown:   int64(m.key.cooldown),
+			}
+		}
+		r.balancer = balance.NewRoundRobin(members)
 		s.all = append(s.all, r)
 		entries = append(entries, route.Entry[*routeState]{Pattern: spec.Pattern, Value: r})
 	}

@@ -52,7 +52,18 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 	}
 	for i := range cfg.Routes {
 		r := &cfg.Routes[i]
-		spec := proxy.RouteSpec{Pattern: r.Pattern, Timeouts: timeoutsOf(&r.Timeouts), Limits: limitsOf(&r.Limits)}
+		spec := proxy.RouteSpec{
+			Pattern:        r.Pattern,
+			Timeouts:       timeoutsOf(&r.Timeouts),
+			Limits:         limitsOf(&r.Limits),
+			TrustedProxies: r.TrustedProxies,
+			RFC7239:        r.Forwarded == config.ForwardedRFC7239,
+			HostBackend:    r.HostHeader == config.HostBackend,
+			RequestID:      r.RequestID,
+			StripPrefix:    r.StripPrefix,
+			Request:        rulesOf(&r.Headers.Request),
+			Response:       rulesOf(&r.Headers.Response),
+		}
 		for j := range r.Backends {
 			b := &r.Backends[j]
 			addrs, err := addressesOf(b.Host, p.Addresses)
@@ -96,7 +107,19 @@ func timeoutsOf(t *config.Timeouts) proxy.Timeouts {
 		Connect:     t.Connect,
 		Response:    t.Response,
 		BackendIdle: t.BackendIdle,
+		TunnelIdle:  t.TunnelIdle,
 	}
+}
+
+func rulesOf(r *config.HeaderRules) proxy.FieldRules {
+	fields := func(list []config.HeaderField) []proxy.FieldRule {
+		rules := make([]proxy.FieldRule, 0, len(list))
+		for _, f := range list {
+			rules = append(rules, proxy.FieldRule{Name: f.Name, Value: f.Value})
+		}
+		return rules
+	}
+	return proxy.FieldRules{Set: fields(r.Set), Add: fields(r.Add), Remove: r.Remove}
 }
 
 func limitsOf(l *config.Limits) proxy.Limits {
