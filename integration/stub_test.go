@@ -1,4 +1,0 @@
-package integration
-
-func idleClients() error      { return nil }
-func refuseAndExecute() error { return nil }
