@@ -27,7 +27,6 @@ const (
 	ReasonTunnelIdle
 	ReasonMemory
 	ReasonDraining
-	ReasonInternal
 	reasonCount
 )
 
@@ -35,31 +34,31 @@ const (
 type ReasonInfo struct {
 	Word   string
 	Status int    // of our response, 0 where there is none to send
+	Phrase string // of the status line (RFC 9110 15)
 	Text   string // one sentence for the person who reads the response
 }
 
 var reasons = [reasonCount]ReasonInfo{
-	ReasonNone:              {"none", 0, ""},
-	ReasonBadRequest:        {"bad_request", 400, "The request does not follow HTTP/1.1."},
-	ReasonHeadTooLarge:      {"head_too_large", 431, "The request's header fields are larger than this server accepts."},
-	ReasonTargetTooLong:     {"target_too_long", 414, "The request's target is longer than this server accepts."},
-	ReasonBodyTooLarge:      {"body_too_large", 413, "The request's body is larger than this server accepts."},
-	ReasonVersion:           {"version_not_supported", 505, "This server speaks HTTP/1.1 and HTTP/1.0 only."},
-	ReasonMethod:            {"method_not_supported", 501, "This server does not open tunnels for CONNECT."},
-	ReasonMaxForwards:       {"max_forwards", 200, "The request was to be forwarded no further than to this server."},
-	ReasonClientTimeout:     {"client_timeout", 408, "The request did not arrive in time."},
-	ReasonClientGone:        {"client_gone", 0, "The client closed the connection before the exchange was complete."},
-	ReasonNoBackend:         {"no_backend", 503, "No backend of this route is available."},
-	ReasonBackendUnresolved: {"backend_unresolved", 503, "The names of this route's backends do not resolve."},
-	ReasonBackendRefused:    {"backend_refused", 502, "The backend could not be connected to."},
-	ReasonBackendReset:      {"backend_reset", 502, "The backend closed the connection before it answered."},
-	ReasonBackendMalformed:  {"backend_malformed", 502, "The backend's answer does not follow HTTP/1.1."},
-	ReasonConnectTimeout:    {"connect_timeout", 504, "The connection to the backend was not established in time."},
-	ReasonBackendTimeout:    {"backend_timeout", 504, "The backend did not answer in time."},
-	ReasonTunnelIdle:        {"tunnel_idle", 0, "No byte moved through the tunnel for too long."},
-	ReasonMemory:            {"memory", 503, "This server is short of memory for connections."},
-	ReasonDraining:          {"draining", 503, "This server is being stopped."},
-	ReasonInternal:          {"internal", 500, "This server made a mistake; its log tells more."},
+	ReasonNone:              {"none", 0, "", ""},
+	ReasonBadRequest:        {"bad_request", 400, "Bad Request", "The request does not follow HTTP/1.1."},
+	ReasonHeadTooLarge:      {"head_too_large", 431, "Request Header Fields Too Large", "The request's header fields are larger than this server accepts."},
+	ReasonTargetTooLong:     {"target_too_long", 414, "URI Too Long", "The request's target is longer than this server accepts."},
+	ReasonBodyTooLarge:      {"body_too_large", 413, "Content Too Large", "The request's body is larger than this server accepts."},
+	ReasonVersion:           {"version_not_supported", 505, "HTTP Version Not Supported", "This server speaks HTTP/1.1 and HTTP/1.0 only."},
+	ReasonMethod:            {"method_not_supported", 501, "Not Implemented", "This server does not open tunnels for CONNECT."},
+	ReasonMaxForwards:       {"max_forwards", 200, "OK", "The request was to be forwarded no further than to this server."},
+	ReasonClientTimeout:     {"client_timeout", 408, "Request Timeout", "The request did not arrive in time."},
+	ReasonClientGone:        {"client_gone", 0, "", "The client closed the connection before the exchange was complete."},
+	ReasonNoBackend:         {"no_backend", 503, "Service Unavailable", "No backend of this route is available."},
+	ReasonBackendUnresolved: {"backend_unresolved", 503, "Service Unavailable", "The names of this route's backends do not resolve."},
+	ReasonBackendRefused:    {"backend_refused", 502, "Bad Gateway", "The backend could not be connected to."},
+	ReasonBackendReset:      {"backend_reset", 502, "Bad Gateway", "The backend closed the connection before it answered."},
+	ReasonBackendMalformed:  {"backend_malformed", 502, "Bad Gateway", "The backend's answer does not follow HTTP/1.1."},
+	ReasonConnectTimeout:    {"connect_timeout", 504, "Gateway Timeout", "The connection to the backend was not established in time."},
+	ReasonBackendTimeout:    {"backend_timeout", 504, "Gateway Timeout", "The backend did not answer in time."},
+	ReasonTunnelIdle:        {"tunnel_idle", 0, "", "No byte moved through the tunnel for too long."},
+	ReasonMemory:            {"memory", 503, "Service Unavailable", "This server is short of memory for connections."},
+	ReasonDraining:          {"draining", 0, "", "The server was stopped before the exchange was complete."},
 }
 
 // Info returns the reason's row of the table.

@@ -130,6 +130,9 @@ func (x *exchange) attempt() {
 func (x *exchange) askMember(i int) {
 	b := x.route.backends[i]
 	x.member = i
+	if x.failure != message.ReasonNone {
+		x.p.counters.Retries++
+	}
 	var st *stream
 	if !x.stale {
 		st = b.takeIdle(x.p.now, x.method.Idempotent())
@@ -341,7 +344,6 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 		x.fail(reason)
 		return
 	}
-	x.p.counters.Retries++
 	member := x.member
 	if stale && !x.stale {
 		x.stale = true

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"net/http"
 	"strconv"
 	"strings"
 
@@ -267,15 +266,14 @@ func named(name []byte, names []string) bool {
 func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	c.p.count(reason)
 	info := reason.Info()
-	status := http.StatusText(info.Status)
 	if !c.room(answerRoom) {
 		return false // the connection ends without an answer
 	}
-	length := len("NNN ") + len(status) + len(": ") + len(info.Word) + len("\n") + len(info.Text) + len("\n")
+	length := len("NNN ") + len(info.Phrase) + len(": ") + len(info.Word) + len("\n") + len(info.Text) + len("\n")
 	b := append(c.scratch(), "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(info.Status), 10)
 	b = append(b, ' ')
-	b = append(b, status...)
+	b = append(b, info.Phrase...)
 	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nDate: "...)
 	b = append(b, c.p.date()...)
 	b = append(b, '\r', '\n')
@@ -287,7 +285,7 @@ func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	if !head {
 		b = strconv.AppendInt(b, int64(info.Status), 10)
 		b = append(b, ' ')
-		b = append(b, status...)
+		b = append(b, info.Phrase...)
 		b = append(b, ": "...)
 		b = append(b, info.Word...)
 		b = append(b, '\n')

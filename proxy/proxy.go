@@ -4,7 +4,6 @@ import (
 	crand "crypto/rand"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"runtime/debug"
 	"time"
 
@@ -347,11 +346,14 @@ func (p *Proxy) quarantine(what string, from, to int) {
 		"stack", string(debug.Stack()))
 }
 
+// dateLayout is the preferred form of a date (RFC 9110 5.6.7), for time.Format.
+const dateLayout = "Mon, 02 Jan 2006 15:04:05 GMT"
+
 // date is the current time as HTTP writes it, made once a second.
 func (p *Proxy) date() []byte {
 	if second := p.now / 1e9; second != p.dateAt || p.dateText == nil {
 		p.dateAt = second
-		p.dateText = time.Now().UTC().AppendFormat(p.dateText[:0], http.TimeFormat)
+		p.dateText = time.Now().UTC().AppendFormat(p.dateText[:0], dateLayout)
 	}
 	return p.dateText
 }
