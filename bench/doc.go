@@ -4,12 +4,16 @@
 //	bin/bench              run, keep the raw results, write the tables
 //	bin/bench table        write the tables again from the newest raw results
 //	bin/bench table FILE   the same from FILE
+//	bin/bench compare OLD NEW
+//	                       compare two builds of Cloud Cup: files, or revisions
+//	                       of this repository, which are built first
 //
 // Every program under test has one worker, pinned with its master to one CPU.
 // wrk and the backend share another CPU. A round runs every load against every
 // program; the order of programs turns around from one run to the next
 // (A B C C B A), so that a slow drift of the machine meets all of them alike.
-// Programs are compared within a round only.
+// Programs are compared within a round only. A comparison does the same with
+// two builds (A B B A), and tells how sure its ratios are.
 //
 // The first figure is CPU time per request of the proxy's own processes: it
 // says what a proxy costs also when the client is the bottleneck. Requests per

@@ -120,8 +120,12 @@ func versions() (map[string]string, error) {
 		return nil, fmt.Errorf("nginx -v: %w", err)
 	}
 	_, nginx, _ := strings.Cut(strings.TrimSpace(string(out)), "/")
-	// wrk says it with its usage and the exit status of wrong usage.
-	out, _ = exec.Command("wrk", "-v").CombinedOutput() // "wrk debian/4.1.0-3+b2 [epoll] Copyright ..."
-	wrk, _, _ := strings.Cut(strings.TrimPrefix(string(out), "wrk "), " [")
-	return map[string]string{"nginx": nginx, "wrk": wrk}, nil
+	return map[string]string{"nginx": nginx, "wrk": wrkVersion()}, nil
+}
+
+func wrkVersion() string {
+	// It says it with its usage and the exit status of wrong usage.
+	out, _ := exec.Command("wrk", "-v").CombinedOutput() // "wrk debian/4.1.0-3+b2 [epoll] Copyright ..."
+	version, _, _ := strings.Cut(strings.TrimPrefix(string(out), "wrk "), " [")
+	return version
 }

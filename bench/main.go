@@ -37,6 +37,22 @@ type options struct {
 	load      string
 	results   string
 	markdown  string
+
+	// Of bench compare.
+	engines  []string
+	old, new string // files or revisions
+	out      string
+}
+
+// addRunFlags adds what every kind of run knows.
+func (o *options) addRunFlags(fs *pflag.FlagSet, roundsDefault int) error {
+	rounds, err1 := fromEnvironment("ROUNDS", roundsDefault)
+	seconds, err2 := fromEnvironment("SECONDS", secondsFull)
+	fs.IntVar(&o.rounds, "rounds", rounds, "rounds; the default is $ROUNDS, if set")
+	fs.IntVar(&o.seconds, "seconds", seconds, "length of one run; the default is $SECONDS, if set")
+	fs.IntVar(&o.proxyCPU, "proxy-cpu", 0, "CPU of the program under test")
+	fs.IntVar(&o.clientCPU, "client-cpu", 1, "CPU of wrk and of the backend")
+	return errors.Join(err1, err2)
 }
 
 // full reports whether the run is complete enough to be published.
@@ -65,6 +81,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends at once
+	if len(args) > 0 && args[0] == compareCommand {
+		os.Exit(runCompare(ctx, args[1:]))
+	}
 	os.Exit(run(ctx, args))
 }
 
@@ -73,32 +92,32 @@ func run(ctx context.Context, args []string) int {
 	fs := pflag.NewFlagSet("bench", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard) // errors are printed below
 	fs.SortFlags = false
-	rounds, err1 := fromEnvironment("ROUNDS", roundsFull)
-	seconds, err2 := fromEnvironment("SECONDS", secondsFull)
-	fs.IntVar(&o.rounds, "rounds", rounds, "rounds; the default is $ROUNDS, if set")
-	fs.IntVar(&o.seconds, "seconds", seconds, "length of one run; the default is $SECONDS, if set")
-	fs.IntVar(&o.proxyCPU, "proxy-cpu", 0, "CPU of the program under test")
-	fs.IntVar(&o.clientCPU, "client-cpu", 1, "CPU of wrk and of the backend")
+	err := o.addRunFlags(fs, roundsFull)
 	fs.StringVar(&o.cup, "cloud-cup", "bin/cloud-cup", "the cloud-cup to measure")
 	fs.StringVar(&o.load, "load", "", "run only loads with this in their name; not a full run")
 	fs.StringVar(&o.results, "results", "bench/results", "folder of raw results; those of short runs go to tmp/ in it")
 	fs.StringVar(&o.markdown, "markdown", "BENCHMARKS.md", "file whose tables a full run replaces")
-	err := errors.Join(err1, err2, fs.Parse(args))
-	switch {
-	case errors.Is(err, pflag.ErrHelp):
-		fmt.Printf("usage: bench [flags] [table [FILE]]\n\n%s", fs.FlagUsages())
-		return 0
-	case err == nil:
+	err = errors.Join(err, fs.Parse(args))
+	if err == nil {
 		err = o.check(fs.Args())
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench: %v\n\nusage: bench [flags] [table [FILE]]\n\n%s", err, fs.FlagUsages())
-		return exitUsage
+		return usage("bench [flags] [table [FILE]]\n       bench compare [flags] OLD NEW", fs, err)
 	}
 	if fs.Arg(0) == "table" {
 		return report(rewriteTables(&o, fs.Arg(1)))
 	}
 	return report(measure(ctx, &o))
+}
+
+// usage tells how a command is called: as an answer to --help, or after err.
+func usage(text string, fs *pflag.FlagSet, err error) int {
+	if errors.Is(err, pflag.ErrHelp) {
+		fmt.Printf("usage: %s\n\n%s", text, fs.FlagUsages())
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "bench: %v\n\nusage: %s\n\n%s", err, text, fs.FlagUsages())
+	return exitUsage
 }
 
 func report(err error) int {
@@ -128,6 +147,13 @@ func (o *options) check(args []string) error {
 		return fmt.Errorf("unexpected arguments %q", args)
 	case len(selected(o.load)) == 0:
 		return fmt.Errorf("no load has %q in its name", o.load)
+	}
+	return o.checkRun()
+}
+
+// checkRun checks what every kind of run knows.
+func (o *options) checkRun() error {
+	switch {
 	case o.rounds < 1 || o.seconds < 1:
 		return fmt.Errorf("%d rounds of %d seconds: want at least one of each", o.rounds, o.seconds)
 	case o.proxyCPU == o.clientCPU:

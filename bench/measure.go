@@ -19,13 +19,14 @@ type bench struct {
 	o       *options
 	dir     string // temporary: configurations, logs
 	results *Results
-	servers []*server // by the index of Results.Programs
-	running []*server // all that were started, the backend too
+	chosen  func(dir, backend string) ([]candidate, error) // the programs, where backend is the address of theirs
+	servers []*server                                      // by the index of Results.Programs
+	running []*server                                      // all that were started, the backend too
 }
 
 // measure runs everything, writes the raw results, and the tables from them.
 func measure(ctx context.Context, o *options) error {
-	if err := install(); err != nil {
+	if err := install(runTools); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "cup-bench-")
@@ -33,26 +34,40 @@ func measure(ctx context.Context, o *options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{o: o, dir: dir, results: &Results{
-		Schema: schema, Started: time.Now().UTC().Truncate(time.Second),
-		Command: o.command(), Rounds: o.rounds, Seconds: o.seconds, Loads: selected(o.load),
-	}}
-	for i := range b.results.Loads {
-		command := wrkCommand(o.clientCPU, &b.results.Loads[i], o.seconds, "ADDRESS")
-		b.results.Clients = append(b.results.Clients, strings.Join(command, " "))
-	}
+	b := newBench(o, dir, o.command(), selected(o.load))
 	if err := b.describe(); err != nil {
 		return err
 	}
-	err = b.start(ctx)
+	b.chosen = func(dir, backend string) ([]candidate, error) {
+		return candidates(o, &b.results.Build, dir, backend)
+	}
+	if err := b.runAll(ctx); err != nil {
+		return err
+	}
+	return b.publish()
+}
+
+// newBench is a bench with its results so far: what will be done.
+func newBench(o *options, dir, command string, loads []Load) *bench {
+	b := &bench{o: o, dir: dir, results: &Results{
+		Schema: schema, Started: time.Now().UTC().Truncate(time.Second),
+		Command: command, Rounds: o.rounds, Seconds: o.seconds, Loads: loads,
+	}}
+	for i := range loads {
+		command := wrkCommand(o.clientCPU, &loads[i], o.seconds, "ADDRESS")
+		b.results.Clients = append(b.results.Clients, strings.Join(command, " "))
+	}
+	return b
+}
+
+// runAll makes all runs, and leaves no process behind.
+func (b *bench) runAll(ctx context.Context) error {
+	err := b.start(ctx)
 	if err == nil {
 		err = b.rounds(ctx)
 	}
-	if err := errors.Join(err, b.stop()); err != nil {
-		return err
-	}
 	b.results.Ended = time.Now().UTC().Truncate(time.Second)
-	return b.publish()
+	return errors.Join(err, b.stop())
 }
 
 func (b *bench) describe() error {
@@ -78,15 +93,11 @@ func (b *bench) start(ctx context.Context) error {
 	if _, err := b.startOne(ctx, func() (*server, error) { return startServer(b.dir, backendCommand, address, command) }); err != nil {
 		return err
 	}
-	list, err := candidates(b.o, b.dir, address)
+	list, err := b.chosen(b.dir, address)
 	if err != nil {
 		return err
 	}
 	for i := range list {
-		if engine := list[i].engine; engine != "" && !b.results.Build.works(engine) {
-			fmt.Fprintf(os.Stderr, "left out: %s does not work here\n", list[i].Name)
-			continue
-		}
 		s, err := b.startOne(ctx, func() (*server, error) { return list[i].start(b.dir) })
 		if err != nil {
 			return err

@@ -34,14 +34,13 @@ func selected(text string) []Load {
 // candidate is a program that can be started.
 type candidate struct {
 	Program
-	engine  string // of ours: --io
 	address string // where it will listen
 	file    string // where its configuration will stand
 }
 
-// candidates are all programs under test, in the order of a round. Their
-// configurations will stand in dir.
-func candidates(o *options, dir, backend string) ([]candidate, error) {
+// candidates are all programs under test that work here, in the order of a
+// round. Their configurations will stand in dir.
+func candidates(o *options, build *Build, dir, backend string) ([]candidate, error) {
 	var list []candidate
 	for _, c := range []struct {
 		name, engine, file string
@@ -52,25 +51,37 @@ func candidates(o *options, dir, backend string) ([]candidate, error) {
 		{nameEpoll, "epoll", "epoll.json", cupConfig, cupCommand(o.cup, "epoll")},
 		{reference, "", "nginx.conf", nginxConfig, nginxCommand},
 	} {
-		address, err := freeAddress()
+		if c.engine != "" && !build.works(c.engine) {
+			fmt.Fprintf(os.Stderr, "left out: %s does not work here\n", c.name)
+			continue
+		}
+		made, err := newCandidate(o, c.name, filepath.Join(dir, c.file), backend, c.config, c.command)
 		if err != nil {
 			return nil, err
 		}
-		file := filepath.Join(dir, c.file)
-		command := c.command(file)
-		list = append(list, candidate{
-			Program: Program{
-				Name:    c.name,
-				Ours:    c.engine != "",
-				Command: pinned(o.proxyCPU, command[0], command[1:]...),
-				Config:  c.config(address, backend, dir),
-			},
-			engine:  c.engine,
-			address: address,
-			file:    file,
-		})
+		made.Ours = c.engine != ""
+		list = append(list, made)
 	}
 	return list, nil
+}
+
+// newCandidate gives a program an address, and completes what depends on it.
+func newCandidate(o *options, name, file, backend string, config func(address, backend, dir string) string,
+	command func(file string) []string) (candidate, error) {
+	address, err := freeAddress()
+	if err != nil {
+		return candidate{}, err
+	}
+	words := command(file)
+	return candidate{
+		Program: Program{
+			Name:    name,
+			Command: pinned(o.proxyCPU, words[0], words[1:]...),
+			Config:  config(address, backend, filepath.Dir(file)),
+		},
+		address: address,
+		file:    file,
+	}, nil
 }
 
 // start writes the configuration and starts the program.
@@ -154,16 +165,17 @@ http {
 `)
 }
 
-// needed are the programs that bench does not build, with their Debian
-// packages.
-var needed = []struct{ program, debianPackage string }{
-	{"taskset", "util-linux"},
-	{"wrk", "wrk"},
-	{"nginx", "nginx"},
-}
+// tool is a program that bench does not build, with its Debian package.
+type tool struct{ program, debianPackage string }
+
+// compareTools are what a comparison needs, runTools what a run does.
+var (
+	compareTools = []tool{{"taskset", "util-linux"}, {"wrk", "wrk"}}
+	runTools     = append(slices.Clip(compareTools), tool{"nginx", "nginx"})
+)
 
 // install brings what is missing, by apt.
-func install() error {
+func install(needed []tool) error {
 	// Where Debian has nginx; not everybody's PATH has it.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin"); err != nil {
 		return err

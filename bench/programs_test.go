@@ -11,7 +11,8 @@ import (
 )
 
 func TestCandidates(t *testing.T) {
-	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, "/tmp/x", "127.0.0.1:9")
+	build := &Build{CheckIO: "uring  yes: tier A\nepoll  yes: edge-triggered"}
+	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, build, "/tmp/x", "127.0.0.1:9")
 	require.NoError(t, err)
 	require.Len(t, list, 3)
 	for i := range list {

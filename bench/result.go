@@ -23,6 +23,7 @@ type Results struct {
 	Seconds  int               `json:"seconds"` // of one run
 	Machine  Machine           `json:"machine"`
 	Build    Build             `json:"build"`
+	Old      *Build            `json:"old,omitempty"` // of a comparison: what Build is compared with
 	Versions map[string]string `json:"versions"`
 	Backend  string            `json:"backend"` // its command
 	Clients  []string          `json:"clients"` // commands, by the index of Loads; ADDRESS stands for the program's
@@ -114,15 +115,20 @@ type CPU struct {
 
 // save writes r into the folder dir and returns the file's path.
 func (r *Results) save(dir string) (string, error) {
-	text, err := json.MarshalIndent(r, "", "\t")
-	if err != nil {
-		return "", err
-	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, r.Started.UTC().Format("20060102T150405Z")+".json")
-	return path, os.WriteFile(path, append(text, '\n'), 0o644)
+	return path, r.write(path)
+}
+
+// write writes r into the file at path.
+func (r *Results) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 // loadResults reads the file at path.
