@@ -314,8 +314,8 @@ func TestTermUnderLoad(t *testing.T) {
 		l := startLoad(t, 16, func(worker, turn int) error {
 			late := stopping.Load()
 			err := onePerConnection(c.addr)(worker, turn)
-			if late && errors.Is(err, syscall.ECONNREFUSED) {
-				return nil // nobody listens any more
+			if late && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)) {
+				return nil // nobody listens any more, or stopped just now
 			}
 			return err
 		})
@@ -336,13 +336,7 @@ func TestTermUnderLoad(t *testing.T) {
 		require.NoError(t, idle.conn.Close())
 		require.Zero(t, c.wait(), c.log.text())
 		c.allGone()
-		for _, err := range l.stop() {
-			// What reached the sockets of a listener that closes is reset:
-			// it never had an answer.
-			require.NotErrorIs(t, err, errStatus)
-			t.Log(err)
-		}
-		require.Empty(t, l.errors())
+		require.Empty(t, l.stop(), "requests that began before the signal")
 	})
 }
 
