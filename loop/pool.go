@@ -79,6 +79,9 @@ func (b *Buffer) Release() {
 type Pool struct {
 	// Poison makes the pool overwrite returned buffers with 0xDB: for tests.
 	Poison bool
+	// Reserve bytes of the limit are kept for ClassSmall: what is written into
+	// small buffers lets larger ones go.
+	Reserve int
 	// Returned, if set, is called when memory came back, of whatever class,
 	// and somebody had been refused a buffer of the class: an engine then
 	// serves its starved receives.
@@ -119,7 +122,11 @@ func (p *Pool) Mapped() int { return p.mapped }
 func (p *Pool) Get(c Class) *Buffer {
 	k := &p.classes[c]
 	size := classBytes[c]
-	if p.lent+size > p.limit {
+	limit := p.limit
+	if c != ClassSmall {
+		limit -= p.Reserve
+	}
+	if p.lent+size > limit {
 		k.refused = true
 		return nil
 	}

@@ -41,6 +41,7 @@ type conn struct {
 	progress  bool          // something moved since the deadline was set
 	isClient  bool
 	dirty     bool // in p.dirty
+	starved   bool // in p.starved
 	abort     bool // closing is to send a RST
 	closing   bool // waiting for operations to come back, then freed
 }
@@ -109,6 +110,14 @@ func (c *conn) mark() {
 	if !c.dirty {
 		c.dirty = true
 		c.p.dirty = append(c.p.dirty, c)
+	}
+}
+
+// starve has c settled when there may be memory again.
+func (c *conn) starve() {
+	if !c.starved {
+		c.starved = true
+		c.p.starved = append(c.p.starved, c)
 	}
 }
 
@@ -275,9 +284,13 @@ func (c *conn) close() {
 	if c.recv.InFlight() || c.send.InFlight() {
 		// Ends both; a receive in flight would otherwise hold back the FIN.
 		if c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0 {
-			c.p.engine.Cancel(&c.recv)
 			c.p.engine.Cancel(&c.send)
 		}
+		// A receive that waits for a buffer is not in the kernel.
+		c.p.engine.Cancel(&c.recv)
+	}
+	if !c.send.InFlight() {
+		c.out.drop()
 	}
 	c.mark()
 }

@@ -20,6 +20,10 @@ const (
 	emergencyShare = 95
 )
 
+// reserveShare of the memory limit, the 32nd part, is kept for heads and for
+// the framing of chunks.
+const reserveShare = 32
+
 // pressed reports whether more than share percent of the memory is lent.
 func (p *Proxy) pressed(share int) bool {
 	return p.pool.Lent() > p.pool.Limit()/100*share
@@ -63,10 +67,8 @@ func (p *Proxy) mayRetry() bool {
 // relieve ends the connections that are stalled the longest while memory is
 // nearly used up: those whose clients take no response bytes.
 func (p *Proxy) relieve() {
-	for range relieveMax {
-		if !p.pressed(emergencyShare) {
-			return
-		}
+	excess := p.pool.Lent() - p.pool.Limit()/100*emergencyShare
+	for n := 0; n < relieveMax && excess > 0; n++ {
 		var worst *client
 		for _, c := range p.conns {
 			cl, ok := c.owner.(*client)
@@ -83,9 +85,9 @@ func (p *Proxy) relieve() {
 		if worst == nil {
 			return
 		}
+		excess -= worst.out.held // comes back when the kernel has returned it
 		p.count(message.ReasonMemory)
 		worst.cut()
-		p.settle()
 	}
 }
 

@@ -190,8 +190,11 @@ func (x *exchange) moveRequest() {
 		}
 		to = nil // it takes no more, but may still answer
 	}
+	moved := x.reqBody.moved
 	err := x.reqBody.move(&c.in, to)
-	st.mark()
+	if x.reqBody.moved != moved || x.reqBody.done {
+		st.mark()
+	}
 	switch {
 	case err != nil:
 		x.fail(requestReason(err))
@@ -200,7 +203,7 @@ func (x *exchange) moveRequest() {
 	case !x.reqBody.done && c.in.empty() && c.eof:
 		c.gone() // the request will never be whole
 	case !x.reqBody.done && !c.in.empty():
-		x.p.starved = append(x.p.starved, c.self)
+		c.starve()
 	}
 }
 
@@ -269,15 +272,18 @@ func (x *exchange) copySmallBody() {
 func (x *exchange) moveResponse() {
 	c, st, b := x.client, x.stream, &x.respBody
 	if !b.done {
+		moved := b.moved
 		err := b.move(&st.in, &c.conn)
-		c.mark()
+		if b.moved != moved || b.done {
+			c.mark()
+		}
 		switch {
 		case err != nil:
 			x.fail(message.ReasonBackendMalformed)
 			return
 		case b.done:
 		case !st.in.empty():
-			x.p.starved = append(x.p.starved, st.self)
+			st.starve()
 			return
 		case st.fault == 0 && !st.eof:
 			return

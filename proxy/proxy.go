@@ -42,9 +42,9 @@ type Proxy struct {
 
 	conns   []*conn // by index
 	dirty   []*conn
-	starved []loop.Token // waiting for memory: looked at with the next tick
-	clients int          // client connections open
-	streams int          // backend connections open
+	starved []*conn // waiting for memory: looked at with the next tick
+	clients int     // client connections open
+	streams int     // backend connections open
 
 	freeClients   *client
 	freeStreams   *stream
@@ -136,6 +136,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 		r.balancer.Start(p.slot + int(s.Generation))
 	}
 	p.snap = s
+	p.pool.Reserve = s.Limits.Memory / reserveShare
 	p.pool.SetLimit(s.Limits.Memory)
 	p.counters.Generation = s.Generation
 	for key, b := range p.backends {
@@ -304,10 +305,9 @@ const tickTime = int64(1e9)
 func (p *Proxy) maintain() {
 	p.pool.Trim()
 	p.relieve()
-	for _, t := range p.starved {
-		if c := p.conns[t.Index]; c.self.Age == t.Age {
-			c.mark()
-		}
+	for _, c := range p.starved {
+		c.starved = false
+		c.mark()
 	}
 	p.starved = p.starved[:0]
 	p.publish()
