@@ -125,7 +125,7 @@ func (p *Proxy) pauseAccepts(why syscall.Errno) {
 	p.counters.AcceptPaused++
 	if p.now-p.acceptWarned > int64(10e9) || p.acceptWarned == 0 {
 		p.acceptWarned = p.now
-		p.log.Warn("accepting pauses", "slot", p.slot, "error", why.Error(), "clients", p.clients)
+		p.log.Warn("accepting pauses", "error", why.Error(), "clients", p.clients)
 	}
 	p.wheel.Schedule(&p.acceptTimer, p.now+acceptPause)
 }

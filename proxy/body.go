@@ -34,8 +34,9 @@ func (b *body) start(framing message.Framing, length int64, toChunked bool, limi
 	}
 }
 
-// none reports whether the message has no payload at all.
-func (b *body) none() bool { return b.done && b.moved == 0 }
+// none reports whether nothing follows the message's head: an empty body of
+// chunks is more than that.
+func (b *body) none() bool { return b.done && b.moved == 0 && b.framing != message.FramingChunked }
 
 // toClose reports whether the body goes without any framing, until the
 // connection ends.
@@ -89,8 +90,13 @@ func (b *body) forward(from *inQueue, to *conn, n int) {
 	if b.toChunked {
 		to.write(http1.AppendChunkHead(to.scratch(), n))
 	}
-	buf, p := from.lend(n)
-	to.out.add(buf, p)
+	if n <= smallPiece && to.room(n) {
+		to.write(append(to.scratch(), from.front()[:n]...))
+		from.consume(n)
+	} else {
+		buf, p := from.lend(n)
+		to.out.add(buf, p)
+	}
 	if b.toChunked {
 		to.out.add(nil, crlf)
 	}
@@ -144,9 +150,13 @@ func (b *body) forwardRun(from *inQueue, to *conn, run []byte) {
 	if b.toChunked {
 		to.write(http1.AppendChunkHead(to.scratch(), len(run)))
 	}
-	buf := from.pieces[0].buf
-	buf.Retain()
-	to.out.add(buf, run)
+	if len(run) <= smallPiece && to.room(len(run)) {
+		to.write(append(to.scratch(), run...))
+	} else {
+		buf := from.pieces[0].buf
+		buf.Retain()
+		to.out.add(buf, run)
+	}
 	if b.toChunked {
 		to.out.add(nil, crlf)
 	}
@@ -166,6 +176,10 @@ func (b *body) finish(to *conn) {
 	// Trailers are rare enough to be copied to the heap.
 	to.out.add(nil, append(append([]byte("0\r\n"), t...), '\r', '\n'))
 }
+
+// smallPiece is the size up to which payload is copied to be sent with what
+// lies before it, so that a few bytes hold no large buffer.
+const smallPiece = 1 << 10
 
 // pushBytes is the size up to which a chunk's payload is moved to join the
 // one before it instead of being sent as a piece of its own.

@@ -178,6 +178,7 @@ func (c *client) readHead() bool {
 			c.gone()
 			return true
 		}
+		c.in.shrink(c.p.pool)
 		return false
 	}
 }
@@ -238,7 +239,7 @@ func (c *client) wrote(n int) {
 func (c *client) wantRecv() (loop.Code, loop.Class) {
 	switch c.state {
 	case clientIdle, clientHead:
-		if c.state == clientHead || c.in.empty() {
+		if c.in.empty() || c.state == clientHead && (c.out.held == 0 || c.out.held < c.p.allowance()) {
 			return loop.RecvMulti, loop.ClassHead
 		}
 	case clientExchange:
@@ -277,7 +278,7 @@ func (c *client) waitsFor() (wait, int64) {
 		c.progress = false // the whole head within one deadline
 		return waitHead, int64(t.ClientHead)
 	case clientExchange:
-		if !c.x.reqBody.done && c.recv.InFlight() {
+		if !c.x.reqBody.done && (c.recv.InFlight() || !c.in.empty() && c.x.wantsRequestBody()) {
 			c.progress = false // what counts is how much came: see slowBody
 			return waitBody, int64(c.x.route.spec.Timeouts.ClientBody)
 		}

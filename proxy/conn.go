@@ -33,6 +33,7 @@ type conn struct {
 	timer    loop.Timer
 	timerAt  int64 // when the timer fires, 0 if it is not scheduled
 	deadline int64 // when owner.timeout is due, 0 for never: the timer may fire earlier
+	since    int64 // when the deadline began
 	waits    wait
 
 	eof       bool          // the peer's FIN was received
@@ -248,6 +249,7 @@ func (c *conn) setDeadline() {
 		return
 	}
 	c.waits, c.progress = kind, false
+	c.since = c.p.now
 	c.deadline = c.p.now + limit
 	if c.timerAt == 0 || c.deadline < c.timerAt {
 		c.timerAt = c.deadline
@@ -401,9 +403,9 @@ func (q *inQueue) join(pool *loop.Pool) message.Reason {
 	if total >= loop.BodyBytes {
 		return message.ReasonHeadTooLarge
 	}
-	class := loop.ClassHead
-	if total > loop.HeadBytes*3/4 {
-		class = loop.ClassBody
+	class := loop.ClassSmall
+	for total > class.Bytes()*3/4 && class < loop.ClassBody {
+		class++
 	}
 	buf := pool.Get(class)
 	if buf == nil {
@@ -417,6 +419,22 @@ func (q *inQueue) join(pool *loop.Pool) message.Reason {
 	clear(q.pieces)
 	q.pieces = append(q.pieces[:0], piece{buf, 0, n})
 	return message.ReasonNone
+}
+
+// shrink moves a few bytes, whose rest may be long in coming, out of a large
+// buffer.
+func (q *inQueue) shrink(pool *loop.Pool) {
+	f := &q.pieces[0]
+	if f.buf.Class() == loop.ClassSmall || f.end-f.start > loop.SmallBytes/2 {
+		return
+	}
+	buf := pool.Get(loop.ClassSmall)
+	if buf == nil {
+		return
+	}
+	n := copy(buf.Bytes(), f.buf.Bytes()[f.start:f.end])
+	f.buf.Release()
+	*f = piece{buf, 0, n}
 }
 
 // full reports whether the last buffer has no room behind its bytes, so that

@@ -64,34 +64,49 @@ func (p *Proxy) mayRetry() bool {
 	return true
 }
 
-// relieve ends the connections that are stalled the longest while memory is
-// nearly used up: those whose clients take no response bytes.
+// relieve ends what is stalled the longest while memory is nearly used up:
+// clients that do not take their response or do not finish their request's
+// head, and requests that their backend does not take.
 func (p *Proxy) relieve() {
 	excess := p.pool.Lent() - p.pool.Limit()/100*emergencyShare
 	for n := 0; n < relieveMax && excess > 0; n++ {
-		var worst *client
+		var worst *conn
 		for _, c := range p.conns {
-			cl, ok := c.owner.(*client)
-			if !ok || cl.closing || cl.out.empty() || cl.waits != waitSend {
+			if c.fd < 0 || c.closing || c.waits != waitSend && c.waits != waitHead || p.now-c.since < stalledAfter {
 				continue
 			}
-			if since := cl.deadline - int64(p.snap.Timeouts.ClientIdle); p.now-since < stalledAfter {
-				continue
-			}
-			if worst == nil || cl.deadline < worst.deadline {
-				worst = cl
+			if c.memory() > 0 && (worst == nil || c.since < worst.since) {
+				worst = c
 			}
 		}
 		if worst == nil {
 			return
 		}
-		excess -= worst.out.held // comes back when the kernel has returned it
-		p.count(message.ReasonMemory)
-		worst.cut()
+		excess -= worst.memory() // comes back when the kernel has returned it
+		switch o := worst.owner.(type) {
+		case *client:
+			p.count(message.ReasonMemory)
+			o.cut()
+		case *stream:
+			if o.x == nil {
+				o.become(streamClosing)
+			} else {
+				o.x.fail(message.ReasonMemory)
+			}
+		}
 	}
 }
 
-// stalledAfter is how long a client must have taken nothing to count as stalled.
+// memory is the size of the buffers that c holds.
+func (c *conn) memory() int {
+	n := c.out.held
+	for i := range c.in.pieces {
+		n += len(c.in.pieces[i].buf.Bytes())
+	}
+	return n
+}
+
+// stalledAfter is how long nothing must have moved to count as stalled.
 const stalledAfter = int64(2e9)
 
 // relieveMax bounds the connections that one call of relieve ends.

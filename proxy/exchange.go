@@ -246,25 +246,7 @@ func (x *exchange) respond(n int) {
 	st.keep = resp.Persistent && resp.Framing != message.FramingClose
 	x.resp.Bytes = nil
 	st.become(streamBody)
-	x.copySmallBody()
 	c.mark()
-}
-
-// smallBody is the size up to which a body that came with its head is copied
-// behind it: one piece to send, and the received buffer is free at once.
-const smallBody = 1 << 10
-
-func (x *exchange) copySmallBody() {
-	b, st, c := &x.respBody, x.stream, x.client
-	if b.framing != message.FramingLength || b.left > smallBody || st.in.empty() {
-		return
-	}
-	n := int(b.left)
-	if p := st.in.front(); n > 0 && n <= len(p) && c.room(n) {
-		c.write(append(c.scratch(), p[:n]...))
-		st.in.consume(n)
-		b.left, b.done, b.moved = 0, true, int64(n)
-	}
 }
 
 // moveResponse moves what has come of the response's body, and ends the
@@ -328,15 +310,15 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 	x.stream = nil
 	x.failure = reason
 	stale := st.reused && !st.answered && reason == message.ReasonBackendReset
+	untouched := st.written == 0 && !st.send.InFlight()
+	again := !st.answered && (untouched || x.method.Idempotent() && x.reqBody.none()) &&
+		reason != message.ReasonMemory && x.p.mayRetry()
 	switch {
-	case reason == message.ReasonMemory: // ours, not the backend's
+	case reason == message.ReasonMemory, stale && !again: // tells nothing about the backend
 		x.route.balancer.Abandoned(x.member)
 	case !stale:
 		x.route.failed(x, kind)
 	}
-	untouched := st.written == 0 && !st.send.InFlight()
-	again := !st.answered && (untouched || x.method.Idempotent() && x.reqBody.none()) &&
-		reason != message.ReasonMemory && x.p.mayRetry()
 	var queued outQueue
 	if again && untouched {
 		// Some of the body may be queued behind the head: it goes along.

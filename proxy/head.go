@@ -170,7 +170,7 @@ const responseHeadRoom = 256
 func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 	c := x.client
 	rules := &x.route.response
-	if !c.room(len(resp.Bytes) + len(rules.lines) + responseHeadRoom + smallBody) {
+	if !c.room(len(resp.Bytes) + len(rules.lines) + responseHeadRoom + smallPiece) {
 		return false
 	}
 	b := appendStatusLine(c.scratch(), resp)

@@ -309,10 +309,11 @@ func (p *Proxy) maintain() {
 		c.starved = false
 		c.mark()
 	}
+	results := p.engine.Stats().Results
+	p.ticking = results != p.ticked || len(p.starved) > 0
+	clear(p.starved)
 	p.starved = p.starved[:0]
 	p.publish()
-	results := p.engine.Stats().Results
-	p.ticking = results != p.ticked
 	p.ticked = results
 	if p.throttled {
 		p.armAccepts()

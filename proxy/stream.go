@@ -47,6 +47,7 @@ type stream struct {
 
 	reused    bool  // the exchange was not the connection's first
 	answered  bool  // bytes of a response came for this exchange
+	interim   bool  // a 1xx came since the deadline was looked at
 	keep      bool  // the backend keeps the connection open after this response
 	written   int64 // bytes of this exchange's request that the kernel took
 	idleSince int64
@@ -126,6 +127,16 @@ func (b *backend) dial() *stream {
 	return st
 }
 
+// freeDescriptors closes some of the connections that were idle the longest, so
+// that the next dial finds a descriptor.
+func (p *Proxy) freeDescriptors() {
+	for _, b := range p.backends {
+		for n := 0; n < 4 && b.coldest != nil; n++ {
+			b.coldest.become(streamClosing)
+		}
+	}
+}
+
 // begin gives the stream an exchange to serve.
 func (st *stream) begin(x *exchange) {
 	st.x = x
@@ -162,6 +173,9 @@ func (st *stream) connected(op *loop.Op) {
 		kind := balance.Refused
 		if op.Err == syscall.ETIMEDOUT {
 			kind = balance.TimedOut
+		}
+		if op.Err == syscall.EMFILE || op.Err == syscall.ENFILE {
+			st.p.freeDescriptors()
 		}
 		st.x.attemptFailed(connectReason(op.Err), kind)
 		return
@@ -234,6 +248,7 @@ func (st *stream) readHead() bool {
 			return false
 		case x.resp.Status < 200:
 			x.interim()
+			st.interim = true
 			st.in.consume(n)
 			x.respParser.Reset()
 			return true
@@ -283,8 +298,10 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 	switch st.state {
 	case streamHead:
 		// While a head is joined from pieces, what comes is bounded by the
-		// parser's limit.
-		return loop.RecvMulti, loop.ClassHead
+		// parser's limit; interim heads by what the client takes.
+		if st.x.client.out.held < st.p.allowance() {
+			return loop.RecvMulti, loop.ClassHead
+		}
 	case streamIdle:
 		return loop.RecvMulti, loop.ClassHead
 	case streamTunnel:
@@ -309,10 +326,12 @@ func (st *stream) waitsFor() (wait, int64) {
 			return waitSend, int64(st.x.route.spec.Timeouts.Response)
 		}
 		if st.x.reqBody.done {
+			// The whole head within one deadline, but for interim ones.
+			st.progress, st.interim = st.interim, false
 			return waitHead, int64(st.x.route.spec.Timeouts.Response)
 		}
 	case streamBody:
-		if st.recv.InFlight() {
+		if st.recv.InFlight() || !st.in.empty() && st.x.client.out.empty() {
 			return waitBody, int64(st.x.route.spec.Timeouts.Response)
 		}
 	case streamSettle:
