@@ -808,3 +808,192 @@ func TestCancelThatMissed(t *testing.T) {
 	r.CloseFD(fd)
 	r.CloseFD(l)
 }
+
+// tcpPair returns an attached TCP socket and its raw peer.
+func (r *rig) tcpPair() (fd, peer int32) {
+	l, to := r.listen()
+	accept := &loop.Op{Code: loop.Accept, FD: l}
+	r.Submit(accept)
+	var addr sys.Sockaddr
+	family, length, _ := addr.SetAddrPort(to.AddrPort)
+	peer, errno := sys.Socket(family)
+	require.Zero(r, errno)
+	require.Contains(r, []syscall.Errno{0, syscall.EINPROGRESS}, sys.Connect(peer, &addr, length))
+	require.Equal(r, accept, r.next())
+	require.Zero(r, accept.Err)
+	r.CloseFD(l)
+	return int32(accept.N), peer
+}
+
+// ending waits for the final result of recv and returns what came before it.
+func (r *rig) ending(recv *loop.Op) (got string, took time.Duration) {
+	start := time.Now()
+	for ended := false; !ended; {
+		require.Less(r, time.Since(start), 5*time.Second, "the end was missed")
+		require.NoError(r, r.Poll(time.Second, func(op *loop.Op) {
+			require.Equal(r, recv, op)
+			if op.Buf != nil {
+				got += string(op.Buf.Bytes()[:op.N])
+				op.Buf.Release()
+				op.Buf = nil
+			}
+			if ended = !op.More && op.N == 0; !op.More && !ended {
+				r.Submit(op)
+			}
+		}))
+	}
+	return got, time.Since(start)
+}
+
+// What ends a connection before its last data is taken is not missed, though
+// the kernel tells a multishot of the data alone.
+func TestEndBehindData(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		for _, armed := range []bool{true, false} {
+			for _, end := range []string{"reset", "shut down here", "shut down here after a reset", "closed"} {
+				t.Log(armed, end)
+				fd, peer := r.tcpPair()
+				recv := &loop.Op{Code: loop.RecvMulti, FD: fd}
+				if armed {
+					r.Submit(recv)
+					r.quiet()
+				} else { // a receive that empties the socket came before
+					first := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
+					r.Submit(first)
+					r.write(peer, []byte("first"))
+					require.Equal(t, first, r.next())
+					first.Buf.Release()
+				}
+				r.write(peer, []byte("last"))
+				want := syscall.Errno(0)
+				switch end {
+				case "shut down here":
+					require.Zero(t, r.Shutdown(fd, unix.SHUT_RDWR))
+				case "reset", "shut down here after a reset":
+					require.Zero(t, sys.SetAbort(peer))
+					want = syscall.ECONNRESET
+				}
+				require.Zero(t, sys.Close(peer))
+				if end == "shut down here after a reset" {
+					require.Equal(t, syscall.ENOTCONN, r.Shutdown(fd, unix.SHUT_RDWR))
+				}
+				if !armed {
+					r.Submit(recv)
+				}
+				got, took := r.ending(recv)
+				require.Equal(t, want, recv.Err)
+				require.Less(t, took, 500*time.Millisecond)
+				if end != "shut down here" {
+					require.Equal(t, "last", got)
+				}
+				r.CloseFD(fd)
+			}
+		}
+	})
+}
+
+// A reset that the kernel forgets is found by asking a second later. Polling
+// before receiving makes it forget, on Linux 6.18.
+func TestForgottenReset(t *testing.T) {
+	r := newRig(t, Config{}, 1<<20)
+	if !r.multi {
+		t.Skip("single-shot receives: Linux before 6.18")
+	}
+	fd, peer := r.tcpPair()
+	r.write(peer, []byte("last"))
+	require.Zero(t, sys.SetAbort(peer))
+	require.Zero(t, sys.Close(peer))
+	recv := &loop.Op{Code: loop.RecvMulti, FD: fd}
+	r.Submit(recv)
+	r.u.sqes[(r.u.tail-1)&r.u.sqMask].SetIoprio(recvMultishot | recvPollFirst)
+	got, took := r.ending(recv)
+	require.Equal(t, "last", got)
+	require.Equal(t, syscall.ECONNRESET, recv.Err)
+	require.Less(t, took, 3*time.Second)
+	t.Log("after", took)
+	r.CloseFD(fd)
+
+	// Nothing is asked of connections that are quiet, or gone.
+	calls := r.Stats().Calls
+	require.NoError(t, r.Poll(1100*time.Millisecond, r.note))
+	require.LessOrEqual(t, r.Stats().Calls, calls+1)
+}
+
+// A receive that waits for buffers ends when receiving is shut down.
+func TestShutdownOfStarved(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, loop.HeadBytes)
+		all := r.pool.Get(loop.ClassHead)
+		for _, code := range []loop.Code{loop.Recv, loop.RecvMulti} {
+			for _, seen := range []bool{true, false} {
+				fd, peer := r.pair()
+				recv := &loop.Op{Code: code, Size: loop.ClassHead, FD: fd}
+				r.Submit(recv)
+				r.write(peer, []byte("x"))
+				if seen {
+					r.quiet()
+				}
+				require.Zero(t, r.Shutdown(fd, unix.SHUT_RDWR))
+				require.Equal(t, recv, r.next())
+				require.Zero(t, recv.Err)
+				require.Zero(t, recv.N)
+				r.CloseFD(fd)
+			}
+		}
+		all.Release()
+	})
+}
+
+// BenchmarkReceive measures one message of 100 bytes from send to receive over
+// TCP, by multishots and by single-shots. It is why there are multishots.
+func BenchmarkReceive(b *testing.B) {
+	for _, multi := range []bool{true, false} {
+		b.Run(fmt.Sprintf("multishot=%v", multi), func(b *testing.B) {
+			r := newRig(b, Config{}, 64<<20)
+			r.pool.Poison = false
+			r.multi = multi
+			const n = 64
+			var recv, send [n]loop.Op
+			for i := range n {
+				fd, peer := r.tcpPair()
+				require.NoError(b, r.Attach(peer))
+				recv[i] = loop.Op{Code: loop.RecvMulti, FD: fd, User: loop.Token{Index: uint32(i)}}
+				send[i] = loop.Op{Code: loop.Send, FD: peer, Vecs: [][]byte{make([]byte, 100)}}
+				r.Submit(&recv[i])
+			}
+			got := 0
+			deliver := func(op *loop.Op) {
+				if op.Buf == nil {
+					return
+				}
+				op.Buf.Release()
+				op.Buf = nil
+				if !op.More {
+					r.Submit(op)
+				}
+				got++
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				for s := &send[got%n]; s.InFlight(); {
+					_ = r.Poll(-1, deliver)
+				}
+				r.Submit(&send[got%n])
+				for sent := got; got == sent; {
+					_ = r.Poll(-1, deliver)
+				}
+			}
+			for i := range n {
+				r.Shutdown(recv[i].FD, unix.SHUT_RDWR)
+			}
+			for r.Stats().InFlight > 0 {
+				_ = r.Poll(time.Second, func(*loop.Op) {})
+			}
+			for i := range n {
+				r.CloseFD(recv[i].FD)
+				r.CloseFD(send[i].FD)
+			}
+		})
+	}
+}

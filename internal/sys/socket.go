@@ -167,6 +167,14 @@ func SetAbort(fd int32) syscall.Errno {
 	return errno
 }
 
+// PollNow is poll(2) without waiting.
+func PollNow(fds []unix.PollFd) syscall.Errno {
+	var none unix.Timespec
+	_, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+		uintptr(unsafe.Pointer(&none)), 0, 0, 0)
+	return errno
+}
+
 // EventFD makes an event counter, close-on-exec (eventfd(2)). If it is
 // nonblocking, ReadEvent never sleeps.
 func EventFD(nonblocking bool) (int32, syscall.Errno) {
