@@ -1,12 +1,14 @@
 package integration
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ type stage struct {
 	script    *script
 	bytewise  bool   // everything is sent byte by byte
 	addr      string // of what stands between clients and backends
+	cup       *cup   // which may be a cloud-cup
 	deadline  <-chan time.Time
 	listeners []net.Listener
 	accepting sync.WaitGroup
@@ -26,6 +29,7 @@ type stage struct {
 	surplus   chan struct{}     // closed when more arrive than the script knows
 	clients   map[int]*actor
 	backends  map[int]*actor
+	news      chan struct{} // there is one in it when an actor received something
 }
 
 // arrivalsMax bounds the connections to backends of one play.
@@ -34,10 +38,11 @@ const arrivalsMax = 1000
 // newStage listens as the backends of s.
 func newStage(t testing.TB, s *script, bytewise bool) *stage {
 	t.Helper()
+	surplus := make(chan struct{})
 	g := &stage{
 		script: s, bytewise: bytewise, deadline: time.After(patience),
-		arrived: make(chan *net.TCPConn, arrivalsMax), surplus: make(chan struct{}),
-		clients: map[int]*actor{}, backends: map[int]*actor{},
+		arrived: make(chan *net.TCPConn, arrivalsMax), surplus: surplus,
+		clients: map[int]*actor{}, backends: map[int]*actor{}, news: make(chan struct{}, 1),
 	}
 	count, known := 0, s.connections()
 	var mu sync.Mutex
@@ -55,7 +60,7 @@ func newStage(t testing.TB, s *script, bytewise bool) *stage {
 				}
 				mu.Lock()
 				if count++; count == known+1 {
-					close(g.surplus)
+					close(surplus)
 				}
 				g.arrived <- conn.(*net.TCPConn)
 				mu.Unlock()
@@ -87,8 +92,8 @@ func (g *stage) config(t testing.TB) string {
 	return "{" + strings.NewReplacer(pairs...).Replace(all) + "}\n"
 }
 
-// play plays all steps. Then stop must end what stands in between, and nothing
-// may be left that no step expected.
+// play plays all steps. Then another client must get its own answer, stop must
+// end what stands in between, and nothing may be left that no step expected.
 func (g *stage) play(stop func()) error {
 	for i := range g.script.steps {
 		if err := g.step(&g.script.steps[i]); err != nil {
@@ -100,8 +105,16 @@ func (g *stage) play(stop func()) error {
 			continue
 		}
 		c.do(func() { _ = c.conn.CloseWrite() }) // it may be over already
+		if c.judged {
+			continue
+		}
 		if err := g.expect(c, nil, "end"); err != nil {
 			return fmt.Errorf("after the last line: %w", err)
+		}
+	}
+	if g.cup != nil && g.script.usual() {
+		if err := g.another(); err != nil {
+			return fmt.Errorf("another client, after the last line: %w", err)
 		}
 	}
 	stop()
@@ -114,6 +127,82 @@ func (g *stage) play(stop func()) error {
 		}
 	}
 	return g.noneWaiting()
+}
+
+// another lets a further client ask for something. A backend must get this
+// request, alone, and the client the answer to it.
+func (g *stage) another() error {
+	select {
+	case <-g.surplus:
+		return errors.New("a backend got a connection before that no line expects")
+	default:
+		g.surplus = nil // one more may come now
+	}
+	conn, err := net.Dial("tcp", g.addr)
+	if err != nil {
+		return err
+	}
+	c := g.newActor("another client", conn.(*net.TCPConn))
+	defer c.finish()
+	c.do(func() { c.send([]byte("GET /another HTTP/1.1\r\nHost: cup.test\r\n\r\n"), false) })
+	b, err := g.asked()
+	if err != nil {
+		return err
+	}
+	for _, line := range []string{"GET /another HTTP/1.1", "Host: {any}"} {
+		text, err := parsePattern(line)
+		if err != nil {
+			return err
+		}
+		if err := g.expect(b, text, ""); err != nil {
+			return err
+		}
+	}
+	for {
+		got, _, changed := b.received()
+		if i := bytes.Index(got, []byte("\r\n\r\n")); i >= 0 {
+			b.take(i + len("\r\n\r\n"))
+			break
+		}
+		select {
+		case <-changed:
+		case <-g.deadline:
+			return fmt.Errorf("its request has no end: %s", shown(got))
+		}
+	}
+	b.do(func() { b.send([]byte("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nits\n"), false) })
+	text, err := parsePattern(`HTTP/1.1 200 OK\r\nContent-Length: 4\r\nDate: {date}\r\nVia: 1.1 cloud-cup\r\n\r\nits\n\c`)
+	if err != nil {
+		return err
+	}
+	if err := g.expect(c, text, ""); err != nil {
+		return err
+	}
+	c.do(func() { _ = c.conn.CloseWrite() })
+	return g.expect(c, nil, "end")
+}
+
+// asked waits until a backend receives something, and returns which.
+func (g *stage) asked() (*actor, error) {
+	known := len(g.backends)
+	for {
+		for _, b := range g.backends {
+			if got, _, _ := b.received(); len(got) > 0 {
+				return b, nil
+			}
+		}
+		if len(g.backends) > known+1 {
+			return nil, errors.New("a connection to a backend that nobody needs")
+		}
+		select {
+		case conn := <-g.arrived:
+			n := len(g.backends) + 1
+			g.backends[n] = g.newActor(fmt.Sprint("backend ", n), conn)
+		case <-g.news:
+		case <-g.deadline:
+			return nil, errors.New("no backend gets its request")
+		}
+	}
 }
 
 // noneWaiting checks that no connection came to a backend that no step took.
@@ -145,13 +234,15 @@ func (g *stage) close() {
 	}
 	for _, side := range []map[int]*actor{g.clients, g.backends} {
 		for _, a := range side {
-			close(a.todo)
-			a.conn.Close()
+			a.finish()
 		}
 	}
 }
 
 func (g *stage) step(st *step) error {
+	if st.who == "proxy" {
+		return g.tell(st.event)
+	}
 	a, err := g.actor(st)
 	if err != nil {
 		return err
@@ -161,16 +252,42 @@ func (g *stage) step(st *step) error {
 		err = g.expect(a, st.text, "")
 	case '?':
 		err = g.expect(a, nil, st.event)
+		a.judged = true
 	case '>':
 		var b []byte
 		if b, err = st.text.bytes(); err == nil {
 			a.do(func() { a.send(b, g.bytewise) })
 		}
 	case '!':
+		if st.event == "wait" {
+			a.do(func() { time.Sleep(st.wait) })
+			break
+		}
 		a.closed = st.event != "half-close"
 		a.do(func() { a.act(st.event) })
 	}
 	return err
+}
+
+// tell does what a step wants of the program.
+func (g *stage) tell(event string) error {
+	if g.cup == nil {
+		return errors.New("this is no cloud-cup")
+	}
+	switch event {
+	case "reload":
+		if _, stderr, code := g.cup.cupctl("reload"); code != 0 {
+			return errors.New(stderr)
+		}
+	case "stop":
+		g.cup.signal(syscall.SIGTERM)
+	default:
+		want := map[string]int{"stopped": 0, "cut": 3}[event]
+		if code := g.cup.wait(); code != want {
+			return fmt.Errorf("exit code %d, want %d", code, want)
+		}
+	}
+	return nil
 }
 
 // actor is the connection that a step is about, which begins with it if it is
@@ -184,14 +301,14 @@ func (g *stage) actor(st *step) (*actor, error) {
 		if err != nil {
 			return nil, err
 		}
-		g.clients[st.which] = newActor(fmt.Sprint("client ", st.which), conn.(*net.TCPConn))
+		g.clients[st.which] = g.newActor(fmt.Sprint("client ", st.which), conn.(*net.TCPConn))
 		return g.clients[st.which], nil
 	}
 	for len(g.backends) < st.which {
 		select {
 		case conn := <-g.arrived:
 			n := len(g.backends) + 1
-			g.backends[n] = newActor(fmt.Sprint("backend ", n), conn)
+			g.backends[n] = g.newActor(fmt.Sprint("backend ", n), conn)
 		case <-g.deadline:
 			return nil, fmt.Errorf("connection %d to a backend does not come", st.which)
 		}
@@ -202,6 +319,7 @@ func (g *stage) actor(st *step) (*actor, error) {
 // expect waits until a has received what text says, or, with an event, that
 // nothing more came before it: "end", "reset", or "over" for either.
 func (g *stage) expect(a *actor, text pattern, event string) error {
+	text = text.with(g.addr, g.listeners[0].Addr().String())
 	for {
 		got, end, changed := a.received()
 		if event == "" {
@@ -244,7 +362,9 @@ type actor struct {
 	name   string
 	conn   *net.TCPConn
 	closed bool // by a step
+	judged bool // its end was, by a step
 	todo   chan func()
+	news   chan struct{}
 
 	mu      sync.Mutex
 	buf     []byte
@@ -255,8 +375,8 @@ type actor struct {
 // stepsMax bounds the steps of a script that wait for the one before.
 const stepsMax = 1000
 
-func newActor(name string, conn *net.TCPConn) *actor {
-	a := &actor{name: name, conn: conn, todo: make(chan func(), stepsMax), changed: make(chan struct{})}
+func (g *stage) newActor(name string, conn *net.TCPConn) *actor {
+	a := &actor{name: name, conn: conn, news: g.news, todo: make(chan func(), stepsMax), changed: make(chan struct{})}
 	go func() {
 		for f := range a.todo {
 			f()
@@ -264,6 +384,12 @@ func newActor(name string, conn *net.TCPConn) *actor {
 	}()
 	go a.read()
 	return a
+}
+
+// finish ends it, when it has done what it was asked for.
+func (a *actor) finish() {
+	close(a.todo)
+	a.conn.Close()
 }
 
 func (a *actor) do(f func()) { a.todo <- f }
@@ -278,6 +404,10 @@ func (a *actor) read() {
 		close(a.changed)
 		a.changed = make(chan struct{})
 		a.mu.Unlock()
+		select {
+		case a.news <- struct{}{}:
+		default:
+		}
 		if err != nil {
 			return
 		}

@@ -16,8 +16,12 @@ import (
 //	client> TEXT            the client sends the text
 //	client< TEXT            the client must receive exactly the text, next
 //	client! ACTION          half-close, close or reset
+//	client! wait DURATION   it does nothing for so long
 //	client? EVENT           end (FIN), reset, or over (one of both) must be next
 //	backend> and so on      the same for the connection that Cloud Cup opens
+//	proxy! reload           the configuration is put in force again
+//	proxy! stop             Cloud Cup is told to stop
+//	proxy? stopped          it has ended, and nothing was cut (or: cut)
 //
 // client2 is a second client, backend2 the second connection to a backend; the
 // lines take place one after another. Clients connect with their first line.
@@ -30,13 +34,17 @@ import (
 //	{a*300}      300 times "a"
 //	{date}       any date of HTTP
 //	{any}        anything up to the end of the line
-//	{forwarded HOST}   the lines that a backend gets from us behind its own
+//	{port}       the port that Cloud Cup listens on
+//	{id}         a request id of our making
+//	{forwarded HOST}   the lines that a backend gets from us behind its own;
+//	                   {forwarded HOST 1.0} for a request of HTTP/1.0
 //	{chunked TEXT}     TEXT in chunks of any size, with the last one, alone in its line
 //	{chunks TEXT}      the same without the last one
 //	{own STATUS REASON close|keep}   a response of our own, whole, alone in its line
 //
 // and, in configurations, {backend} and {backend-b}, where scripted backends
 // listen, {refusing}, where nobody does, and {silent}, where nobody answers.
+// {backend} may stand in a text, too.
 type script struct {
 	title string
 	// config are members of the top level, still with their placeholders.
@@ -47,11 +55,12 @@ type script struct {
 // step is one or more lines of the same kind.
 type step struct {
 	line  int
-	who   string // client or backend
+	who   string // client, backend or proxy
 	which int    // 1 for the first
 	op    byte   // one of > < ! ?
 	text  pattern
-	event string // of ! and ?
+	event string        // of ! and ?
+	wait  time.Duration // of ! wait
 }
 
 // parseScript reads a transcript.
@@ -95,11 +104,17 @@ func (s *script) addLine(number int, line string) error {
 		}
 		st.which = n
 	}
-	if st.who != "client" && st.who != "backend" || st.which < 1 {
+	events, ok := events[st.who+string(op)]
+	if !ok || st.which < 1 {
 		return fmt.Errorf("who is %q?", line[:at])
 	}
 	if op == '!' || op == '?' {
-		events := map[byte][]string{'!': {"half-close", "close", "reset"}, '?': {"end", "reset", "over"}}[op]
+		if d, ok := strings.CutPrefix(rest, "wait "); ok && st.who != "proxy" {
+			wait, err := time.ParseDuration(d)
+			st.event, st.wait = "wait", wait
+			s.steps = append(s.steps, st)
+			return err
+		}
 		for _, e := range events {
 			if rest == e {
 				st.event = e
@@ -125,6 +140,24 @@ func (s *script) addLine(number int, line string) error {
 	return nil
 }
 
+// events are what may stand behind ! and ?, by who and which of both.
+var events = map[string][]string{
+	"client>": nil, "client<": nil, "client!": {"half-close", "close", "reset"}, "client?": {"end", "reset", "over"},
+	"backend>": nil, "backend<": nil, "backend!": {"half-close", "close", "reset"}, "backend?": {"end", "reset", "over"},
+	"proxy!": {"reload", "stop"}, "proxy?": {"stopped", "cut"},
+}
+
+// usual reports whether a request for any path goes to the scripted backend,
+// also when the script was played.
+func (s *script) usual() bool {
+	for i := range s.steps {
+		if s.steps[i].who == "proxy" && s.steps[i].event != "reload" {
+			return false
+		}
+	}
+	return !strings.Contains(strings.Join(s.config, ""), `"routes"`)
+}
+
 // connections returns how many connections to backends the script knows.
 func (s *script) connections() int {
 	n := 0
@@ -144,10 +177,16 @@ type token struct {
 	any     byte // 0 for a literal, else one of the varieties; literal is then the payload
 }
 
+// idDigits is how long a request id of our making is.
+const idDigits = 32
+
 // Varieties of tokens that are no literals.
 const (
 	anyLine byte = iota + 1 // bytes up to the end of the line
 	anyDate
+	anyPort
+	anyBackend
+	anyID
 	anyChunks  // chunks that hold the literal
 	anyChunked // with the last one
 )
@@ -264,15 +303,27 @@ func placeholder(name string) (pattern, error) {
 		return pattern{{any: anyDate}}, nil
 	case name == "any":
 		return pattern{{any: anyLine}}, nil
-	case len(words) == 2 && words[0] == "forwarded":
-		return lines("X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: "+words[1], "Via: 1.1 cloud-cup\\c")
+	case name == "port":
+		return pattern{{any: anyPort}}, nil
+	case name == "backend":
+		return pattern{{any: anyBackend}}, nil
+	case name == "id":
+		return pattern{{any: anyID}}, nil
+	case len(words) >= 2 && words[0] == "forwarded":
+		version := strings.Join(append(words[2:], "1.1")[:1], "")
+		return lines("X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: "+words[1],
+			"X-Forwarded-Port: {port}", "X-Request-Id: {id}", "Via: "+version+" cloud-cup\\c")
 	case len(words) == 4 && words[0] == "own" && (words[3] == "close" || words[3] == "keep"):
 		status, err := strconv.Atoi(words[1])
 		if err != nil {
 			return nil, err
 		}
+		phrase := http.StatusText(status)
+		if status == http.StatusRequestEntityTooLarge {
+			phrase = "Content Too Large" // RFC 9110 15.5.14
+		}
 		head := []string{
-			"HTTP/1.1 " + words[1] + " " + http.StatusText(status),
+			"HTTP/1.1 " + words[1] + " " + phrase,
 			"Content-Type: text/plain; charset=utf-8",
 			"Cache-Control: no-store",
 			"Date: {date}",
@@ -281,7 +332,7 @@ func placeholder(name string) (pattern, error) {
 		if words[3] == "close" {
 			head = append(head, "Connection: close")
 		}
-		return lines(append(head, "", words[1]+" "+http.StatusText(status)+": "+words[2]+`\n\c`, `{any}\n\c`)...)
+		return lines(append(head, "", words[1]+" "+phrase+": "+words[2]+`\n\c`, `{any}\n\c`)...)
 	}
 	return nil, fmt.Errorf("no such placeholder: {%s}", name)
 }
@@ -326,6 +377,17 @@ func (p pattern) match(b []byte) (n int, done bool, differs bool) {
 				return n, false, true
 			}
 			n += len(http.TimeFormat)
+		case anyPort, anyBackend:
+			return n, false, true // known when it is played
+		case anyID:
+			k := 0
+			for k < idDigits && n+k < len(b) && strings.IndexByte("0123456789abcdef", b[n+k]) >= 0 {
+				k++
+			}
+			n += k
+			if k < idDigits {
+				return n, false, n < len(b)
+			}
 		case anyChunks, anyChunked:
 			k, done, differs := matchChunks(t.literal, b[n:], t.any == anyChunked)
 			n += k
@@ -367,6 +429,21 @@ func matchChunks(payload, b []byte, whole bool) (n int, done, differs bool) {
 	return n, true, false
 }
 
+// with is p with what the addresses of Cloud Cup and of the backend tell.
+func (p pattern) with(addr, backend string) pattern {
+	var q pattern
+	for _, t := range p {
+		switch t.any {
+		case anyPort:
+			t = token{literal: []byte(addr[strings.LastIndexByte(addr, ':')+1:])}
+		case anyBackend:
+			t = token{literal: []byte(backend)}
+		}
+		q = append(q, t)
+	}
+	return q
+}
+
 // expected shows p for messages, as its lines.
 func (p pattern) expected() string {
 	var b strings.Builder
@@ -378,6 +455,12 @@ func (p pattern) expected() string {
 			b.WriteString("{any}")
 		case anyDate:
 			b.WriteString("{date}")
+		case anyPort:
+			b.WriteString("{port}")
+		case anyBackend:
+			b.WriteString("{backend}")
+		case anyID:
+			b.WriteString("{id}")
 		case anyChunks, anyChunked:
 			b.WriteString("{chunked " + string(t.literal) + "}")
 		}

@@ -37,8 +37,12 @@ func TestTranscripts(t *testing.T) {
 					t.Parallel()
 					g := newStage(t, s, mode == "bytewise")
 					c := startCup(t, engine, g.config(t))
-					g.addr = c.addr
-					require.NoError(t, g.play(c.stop), s.title)
+					g.cup, g.addr = c, c.addr
+					require.NoError(t, g.play(func() {
+						if !c.stopped { // by the script
+							c.stop()
+						}
+					}), s.title)
 				})
 			}
 		}
