@@ -36,7 +36,6 @@ func TestLargeTransfers(t *testing.T) {
 		}
 		// A slow reader: it takes a piece with each tick.
 		slow := browse(t, c.addr)
-		require.NoError(t, slow.conn.SetReadBuffer(64<<10))
 		slowSize := size / 8
 		require.NoError(t, slow.ask("GET", fmt.Sprintf("/%d/7", slowSize), ""))
 		resp, err := slow.response()
@@ -85,11 +84,10 @@ func TestSlowReaders(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		b := startBackend(t, "a")
 		c := startCup(t, engine, configOf([]string{b.addr}, oneWorker, fmt.Sprintf(`"limits": {"memory": %d}`, limit)))
-		const size = 16 << 20 // more than both kernels' buffers hold
+		const size = 16 << 20 // more than the kernel's buffers hold
 		var slow []*browser
 		for i := range readers {
 			s := browse(t, c.addr)
-			require.NoError(t, s.conn.SetReadBuffer(128<<10))
 			require.NoError(t, s.ask("GET", fmt.Sprintf("/%d/%d", size, i), ""))
 			slow = append(slow, s)
 		}
@@ -110,7 +108,12 @@ func TestSlowReaders(t *testing.T) {
 		t.Logf("%d slow readers: %.1f MiB lent, RSS %.1f MiB", readers, float64(w.BuffersLent)/(1<<20), float64(rss)/(1<<20))
 		require.LessOrEqual(t, int(w.BuffersLent), limit)
 		require.Less(t, rss, limit+(32<<20))
-		whole, checked := 0, pick(20, 2)
+		// The kernel's memory for TCP is short now as well, and with it comes
+		// packet loss: most of them leave before some go on reading.
+		whole, checked := 0, pick(20, 5)
+		for _, s := range slow[checked:] {
+			require.NoError(t, s.conn.Close())
+		}
 		for i := range slow[:checked] {
 			require.NoError(t, slow[i].conn.SetDeadline(time.Now().Add(requestTime)))
 			resp, err := slow[i].response()
@@ -124,7 +127,7 @@ func TestSlowReaders(t *testing.T) {
 		// Only the limit may have ended some of them.
 		cut := int(c.status().Totals.Reasons["memory"])
 		require.GreaterOrEqual(t, whole+cut, checked)
-		for _, s := range slow {
+		for _, s := range slow[:checked] {
 			require.NoError(t, s.conn.Close())
 		}
 	})
