@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -161,11 +160,4 @@ func contentOf(path string) (size, seed int64, err error) {
 		seed, err = strconv.ParseInt(parts[len(parts)-1], 10, 64)
 	}
 	return size, seed, err
-}
-
-// sha256Of is the content's, as sha256sum prints it.
-func sha256Of(seed, size int64) (string, error) {
-	h := sha256.New()
-	_, err := io.Copy(h, content(seed, size))
-	return fmt.Sprintf("%x", h.Sum(nil)), err
 }

@@ -366,3 +366,10 @@ func TestPeersFields(t *testing.T) {
 		http.DefaultClient.CloseIdleConnections()
 	})
 }
+
+// sha256Of is the content's, as sha256sum prints it.
+func sha256Of(seed, size int64) (string, error) {
+	h := sha256.New()
+	_, err := io.Copy(h, content(seed, size))
+	return fmt.Sprintf("%x", h.Sum(nil)), err
+}

@@ -159,7 +159,7 @@ func (g *stage) another() error {
 		}
 	}
 	for {
-		got, _, changed := b.received()
+		got, changed, _ := b.received()
 		if i := bytes.Index(got, []byte("\r\n\r\n")); i >= 0 {
 			b.take(i + len("\r\n\r\n"))
 			break
@@ -321,7 +321,7 @@ func (g *stage) actor(st *step) (*actor, error) {
 func (g *stage) expect(a *actor, text pattern, event string) error {
 	text = text.with(g.addr, g.listeners[0].Addr().String())
 	for {
-		got, end, changed := a.received()
+		got, changed, end := a.received()
 		if event == "" {
 			n, done, differs := text.match(got)
 			if done {
@@ -414,10 +414,12 @@ func (a *actor) read() {
 	}
 }
 
-func (a *actor) received() ([]byte, error, <-chan struct{}) {
+// received is what came and was not taken, the channel that closes with the next
+// change, and how the connection ended.
+func (a *actor) received() (came []byte, changed <-chan struct{}, end error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.buf, a.end, a.changed
+	return a.buf, a.changed, a.end
 }
 
 func (a *actor) take(n int) {
