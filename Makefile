@@ -31,7 +31,7 @@ race: build
 	CGO_ENABLED=1 go test -race $(TESTFLAGS) $(PACKAGES)
 
 # Tests with other people's programs as clients, backends and peers (Debian).
-PEERS = nginx haproxy wrk curl openssl chromium
+PEERS = nginx haproxy wrk curl openssl chromium python3 strace
 test-peers: build
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
