@@ -163,10 +163,12 @@ func validHost(v []byte) bool {
 	if v[i] != ':' || len(v)-i > 6 {
 		return false
 	}
+	port := 0
 	for _, c := range v[i+1:] {
 		if c < '0' || c > '9' {
 			return false
 		}
+		port = port*10 + int(c-'0')
 	}
-	return true
+	return port < 1<<16
 }

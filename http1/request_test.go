@@ -296,6 +296,7 @@ var badRequests = []struct {
 	{"GET / HTTP/1.1\r\nHost: a:80:80\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: a:+80\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: a:000080\r\n\r\n", 0, "invalid Host"},
+	{"GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: ::1\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 0, "invalid Host"},
 	{"GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n", 0, "invalid Host"},

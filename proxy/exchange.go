@@ -85,7 +85,9 @@ func (x *exchange) begin(n int) {
 	c.requests++
 	limits := &p.snap.Limits
 	x.method, x.minor = req.Method, req.Minor
-	x.keep = req.Persistent && !p.draining &&
+	// What follows an upgrade request was sent for the tunnel: it must not be
+	// taken for requests, however the upgrade ends.
+	x.keep = req.Persistent && !p.draining && !asksUpgrade(req) &&
 		(limits.RequestsPerConnection == 0 || c.requests < limits.RequestsPerConnection)
 
 	x.route, _ = p.snap.table.Lookup(req.Text(req.Host), req.Text(req.Path))
@@ -230,11 +232,9 @@ func (x *exchange) respond(n int) {
 	}
 	x.respBody.start(resp.Framing, resp.Length, toChunked, -1)
 	x.respBody.chunks.Response = true
-	if x.p.draining || !x.reqBody.done || x.upgrade != nil {
+	if x.p.draining || !x.reqBody.done {
 		// RFC 9112 9.6: say so. A body that is still coming is not waited
-		// for when the response is complete before it. After a refused
-		// upgrade, what the client has sent for the tunnel must not be
-		// taken for requests.
+		// for when the response is complete before it.
 		x.keep = false
 	}
 	if !x.writeResponseHead(resp, toChunked) {
