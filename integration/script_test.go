@@ -280,12 +280,15 @@ func placeholder(name string) (pattern, error) {
 		return all, nil
 	}
 	if kind, payload, ok := strings.Cut(name, " "); ok && (kind == "chunked" || kind == "chunks") {
-		p := pattern{{literal: []byte(payload)}}
+		p, err := parsePattern(payload + `\c`)
 		if strings.Contains(payload, "*") {
-			var err error
-			if p, err = placeholder(payload); err != nil {
-				return nil, err
-			}
+			p, err = placeholder(payload)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			p = pattern{{}}
 		}
 		p[0].any = anyChunks
 		if kind == "chunked" {
@@ -319,8 +322,11 @@ func placeholder(name string) (pattern, error) {
 			return nil, err
 		}
 		phrase := http.StatusText(status)
-		if status == http.StatusRequestEntityTooLarge {
-			phrase = "Content Too Large" // RFC 9110 15.5.14
+		switch status { // what RFC 9110 calls differently
+		case http.StatusRequestEntityTooLarge:
+			phrase = "Content Too Large"
+		case http.StatusRequestURITooLong:
+			phrase = "URI Too Long"
 		}
 		head := []string{
 			"HTTP/1.1 " + words[1] + " " + phrase,
