@@ -73,14 +73,18 @@ type faultyConn struct {
 // Faulty wraps an engine, which it closes with itself; it begins with the
 // harmful rates. The same seed makes the same faults.
 func Faulty(engine loop.Engine, seed uint64) *FaultyEngine {
-	return &FaultyEngine{
+	e := &FaultyEngine{
 		Engine: engine,
 		Rates:  Harmful,
-		rng:    rand.New(rand.NewPCG(seed, 0xfa)),
 		pool:   loop.NewPool(1 << 30),
 		conns:  map[int32]*faultyConn{},
 	}
+	e.Seed(seed)
+	return e
 }
+
+// Seed has the faults from now on follow from seed, as if the engine were new.
+func (e *FaultyEngine) Seed(seed uint64) { e.rng = rand.New(rand.NewPCG(seed, 0xfa)) }
 
 // Detail tells the faulty engine from the one that it wraps.
 func (e *FaultyEngine) Detail() string { return e.Engine.Detail() + ", faulty" }
