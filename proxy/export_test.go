@@ -3,7 +3,23 @@ package proxy
 import (
 	"fmt"
 	"strings"
+	"time"
 )
+
+// AsksUpgrade tells of a request whether it asks for a tunnel.
+var AsksUpgrade = asksUpgrade
+
+// Turn is what Run does again and again.
+func (p *Proxy) Turn(wait time.Duration) error {
+	if err := p.engine.Poll(wait, p.deliverOp); err != nil {
+		return err
+	}
+	p.turn()
+	return nil
+}
+
+// Open is the number of connections that are open.
+func (p *Proxy) Open() (clients, streams int) { return p.clients, p.streams }
 
 // Dump tells what every open connection waits for. On the loop.
 func (p *Proxy) Dump() string {
