@@ -513,7 +513,10 @@ func (e *engine) lookAtUnsure() {
 	}
 	e.stats.Calls++
 	if errno := sys.PollNow(e.polled); errno != 0 {
-		e.fail(fmt.Errorf("poll of %d descriptors: %w", len(e.polled), errno))
+		// No memory, at worst: they are looked at the next time.
+		for _, p := range e.polled {
+			e.doubt(p.Fd, &e.descs[p.Fd])
+		}
 		return
 	}
 	for _, p := range e.polled {

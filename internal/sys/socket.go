@@ -167,12 +167,17 @@ func SetAbort(fd int32) syscall.Errno {
 	return errno
 }
 
-// PollNow is poll(2) without waiting.
+// PollNow is poll(2) without waiting. A signal, such as the one with which Go
+// preempts a goroutine, ends even that with EINTR: it is tried again.
 func PollNow(fds []unix.PollFd) syscall.Errno {
-	var none unix.Timespec
-	_, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
-		uintptr(unsafe.Pointer(&none)), 0, 0, 0)
-	return errno
+	for {
+		var none unix.Timespec // the kernel writes what is left of it
+		_, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+			uintptr(unsafe.Pointer(&none)), 0, 0, 0)
+		if errno != syscall.EINTR {
+			return errno
+		}
+	}
 }
 
 // EventFD makes an event counter, close-on-exec (eventfd(2)). If it is

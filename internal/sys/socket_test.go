@@ -3,7 +3,9 @@ package sys
 import (
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -162,4 +164,39 @@ func TestSocketCallsDoNotAllocate(t *testing.T) {
 		Connect(a, &addr, 28)
 		addr.AddrPort()
 	}))
+}
+
+// A pending signal ends ppoll(2) with EINTR also if it need not wait.
+func TestPollNowWithSignals(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	list := make([]unix.PollFd, 200)
+	for i := range list {
+		list[i] = unix.PollFd{Fd: int32(fds[0])}
+	}
+	self, stop, done := unix.Gettid(), make(chan bool), make(chan bool)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				// As the runtime does to preempt.
+				_ = unix.Tgkill(os.Getpid(), self, unix.SIGURG)
+			}
+		}
+	}()
+	for range 20000 {
+		if errno := PollNow(list); errno != 0 {
+			t.Error(errno)
+			break
+		}
+	}
+	close(stop)
+	<-done
 }
