@@ -158,8 +158,10 @@ func newWorld(engine string) (*world, error) {
 		return nil, err
 	}
 	at := netip.AddrPortFrom(netip.AddrFrom4(back.Addr), uint16(back.Port))
-	s = snapshot(to(at.String()))
-	s.Routes[0].Backends[0].MaxFailure = 0
+	s = snapshot(to(at.String(), at.String(), at.String())) // so that there is another one to try
+	for i := range s.Routes[0].Backends {
+		s.Routes[0].Backends[i].MaxFailure = 0
+	}
 	s.Limits.HeadBytes, s.Limits.Headers, s.Limits.TargetBytes = fuzzHeadBytes, fuzzHeaders, fuzzTargetBytes
 	if err := proxy.Prepare(s); err != nil {
 		return nil, err
@@ -305,6 +307,7 @@ type server struct {
 	answered int        // requests for which an answer was begun
 	out      []byte     // of the answer, marks included
 	pending  bool       // an answer is being sent
+	rests    int        // turns before it goes on
 }
 
 // progress is how much a server had sent when it saw a request for the first
@@ -374,7 +377,7 @@ func (p *play) serve(s *server) (moved bool) {
 	if s.read() {
 		moved = true
 		if len(s.got) != s.parsed {
-			s.parsed = len(s.got)
+			s.parsed, s.rests = len(s.got), p.rng.IntN(3)
 			s.seen, s.seenErr = parseRequests(s.got, nil)
 			for len(s.begun) < len(s.seen) {
 				s.begun = append(s.begun, progress{len(s.sent), s.quiet})
@@ -390,6 +393,10 @@ func (p *play) serve(s *server) (moved bool) {
 			moved = true
 		}
 		return moved
+	}
+	if s.rests > 0 {
+		s.rests--
+		return true
 	}
 	if !s.pending && !p.answer(s) {
 		return moved
@@ -433,7 +440,7 @@ func (p *play) answer(s *server) bool {
 	}
 	switch {
 	case len(s.seen) > s.answered && (s.seen[s.answered].whole || mark != 0):
-	case s.answered == 0 && mark == markAtOnce:
+	case mark == markAtOnce && !s.finned:
 	default:
 		return false
 	}
