@@ -192,8 +192,9 @@ func (p *lineParser) known(h *message.Head, f *message.Field, v []byte) error {
 		p.said |= saidUpgradeField
 
 	case message.FieldExpect:
-		if p.kind == kindRequest && h.Minor != 0 && fold(v, "100-continue") {
-			h.Expect100 = true
+		if p.kind == kindRequest && fold(v, "100-continue") {
+			h.Expect100 = h.Minor != 0
+			f.Hop = h.Minor == 0 // RFC 9110 10.1.1: ignored, so not passed on
 		}
 
 	case message.FieldKeepAlive, message.FieldProxyConnection, message.FieldTE, message.FieldHTTP2Settings:

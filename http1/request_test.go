@@ -143,7 +143,7 @@ var goodRequests = []struct {
 	// Expectations and values.
 	{"GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n\r\n", wantRequest{exp: true}},
 	{"GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", wantRequest{}},
-	{"GET / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\n\r\n", wantRequest{http10: true, close: true}},
+	{"GET / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\n\r\n", wantRequest{http10: true, close: true, hops: []string{"Expect"}}},
 	{"GET / HTTP/1.1\r\nHost: a\r\nA:\r\nB: \t \r\nC: \x80\xff \t\"\t,\xc3\xa9 \r\nd!#$%&'*+-.^_`|~9: x\r\n\r\n", wantRequest{}},
 }
 

@@ -29,9 +29,6 @@ const (
 // slabBytes is mapped at a time, of one class.
 const slabBytes = 1 << 20
 
-// hotBytes of free buffers per class keep their pages when Trim is called.
-const hotBytes = 2 << 20
-
 var classBytes = [classCount]int{SmallBytes, HeadBytes, BodyBytes}
 
 // Bytes is the size of the class's buffers.
@@ -201,11 +198,12 @@ func (p *Pool) grow(c Class) bool {
 func (p *Pool) Buffer(c Class, id uint16) *Buffer { return p.classes[c].all[id] }
 
 // Trim gives the pages of free buffers back to the kernel, but for the hottest
-// of each class. Call it now and then: memory then follows the load down.
-func (p *Pool) Trim() {
+// keep bytes of each class. Call it now and then: memory then follows the load
+// down.
+func (p *Pool) Trim(keep int) {
 	for c := range p.classes {
 		k := &p.classes[c]
-		keep := hotBytes / classBytes[c]
+		keep := keep / classBytes[c]
 		for i := k.cold; i < len(k.free)-keep; i++ {
 			// MADV_DONTNEED on a private mapping cannot fail for a range
 			// that we mapped ourselves; if it did, the pages just stay.

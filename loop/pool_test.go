@@ -92,7 +92,7 @@ func TestPoolTrimGivesPagesBack(t *testing.T) {
 	for _, b := range lent {
 		b.Release()
 	}
-	p.Trim()
+	p.Trim(2 << 20)
 	kept := 0
 	for _, b := range lent {
 		if b.Bytes()[0] != 0 {
@@ -105,7 +105,7 @@ func TestPoolTrimGivesPagesBack(t *testing.T) {
 
 	again := p.Get(loop.ClassBody)
 	again.Release()
-	p.Trim()
+	p.Trim(2 << 20)
 	require.Equal(t, 8<<20, p.Mapped())
 }
 

@@ -24,6 +24,10 @@ const (
 // the framing of chunks.
 const reserveShare = 32
 
+// hotBytes of free buffers of each class keep their pages while there is
+// traffic.
+const hotBytes = 2 << 20
+
 // pressed reports whether more than share percent of the memory is lent.
 func (p *Proxy) pressed(share int) bool {
 	return p.pool.Lent() > p.pool.Limit()/100*share

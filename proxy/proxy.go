@@ -303,7 +303,6 @@ const tickTime = int64(1e9)
 // maintain publishes gauges, gives memory back, and looks after those that
 // wait for memory.
 func (p *Proxy) maintain() {
-	p.pool.Trim()
 	p.relieve()
 	for _, c := range p.starved {
 		c.starved = false
@@ -315,6 +314,11 @@ func (p *Proxy) maintain() {
 	p.starved = p.starved[:0]
 	p.publish()
 	p.ticked = results
+	if p.ticking {
+		p.pool.Trim(hotBytes)
+	} else {
+		p.pool.Trim(0) // nothing moves: nothing needs to be in cache
+	}
 	if p.throttled {
 		p.armAccepts()
 		// Memory that comes back has no event of its own.

@@ -29,13 +29,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The Go heap holds connections and routes, not their bytes, and nothing is
-// allocated per request: collecting seldom costs little memory. As much again as
-// limits.memory lends makes Go collect harder.
-const (
-	threads   = 2 // the loop's, and one for everything else
-	gcPercent = 400
-)
+// threads are the loop's, and one for everything else. Go's own pace of
+// collecting garbage is kept: nothing is allocated per request, so it seldom
+// collects, and at a slower pace the garbage of reloads would stay. As much
+// again as limits.memory lends makes it collect harder.
+const threads = 2
 
 // largeConfig is the length of a text whose parsing leaves so much behind that
 // the memory is given back at once: 5 MiB of routes make 100 MiB of garbage.
@@ -81,7 +79,6 @@ type prepared struct {
 func Run(log *slog.Logger) int {
 	runtime.LockOSThread() // before the engine opens, for good
 	runtime.GOMAXPROCS(threads)
-	debug.SetGCPercent(gcPercent)
 	// The terminal's signals reach the whole process group, and a service
 	// manager's may: only the master acts on them. It asks by the channel.
 	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGPIPE)
