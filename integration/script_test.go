@@ -158,6 +158,16 @@ func (s *script) usual() bool {
 	return !strings.Contains(strings.Join(s.config, ""), `"routes"`)
 }
 
+// waits reports whether the script is about time.
+func (s *script) waits() bool {
+	for i := range s.steps {
+		if s.steps[i].event == "wait" {
+			return true
+		}
+	}
+	return false
+}
+
 // connections returns how many connections to backends the script knows.
 func (s *script) connections() int {
 	n := 0
@@ -266,35 +276,23 @@ func unescape(s string) (b byte, n int, err error) {
 	return 0, 0, fmt.Errorf("no such escape: %.4q", s)
 }
 
-// placeholder is what stands for {name}.
-func placeholder(name string) (pattern, error) {
-	lines := func(list ...string) (pattern, error) {
-		var all pattern
-		for _, l := range list {
-			p, err := parsePattern(l)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, p...)
-		}
-		return all, nil
-	}
-	if kind, payload, ok := strings.Cut(name, " "); ok && (kind == "chunked" || kind == "chunks") {
-		p, err := parsePattern(payload + `\c`)
-		if strings.Contains(payload, "*") {
-			p, err = placeholder(payload)
-		}
+// patternOf is the pattern of several lines.
+func patternOf(list ...string) (pattern, error) {
+	var all pattern
+	for _, l := range list {
+		p, err := parsePattern(l)
 		if err != nil {
 			return nil, err
 		}
-		if p == nil {
-			p = pattern{{}}
-		}
-		p[0].any = anyChunks
-		if kind == "chunked" {
-			p[0].any = anyChunked
-		}
-		return p, nil
+		all = append(all, p...)
+	}
+	return all, nil
+}
+
+// placeholder is what stands for {name}.
+func placeholder(name string) (pattern, error) {
+	if kind, payload, ok := strings.Cut(name, " "); ok && (kind == "chunked" || kind == "chunks") {
+		return chunksOf(payload, kind == "chunked")
 	}
 	if text, count, ok := strings.Cut(name, "*"); ok {
 		n, err := strconv.Atoi(count)
@@ -313,34 +311,58 @@ func placeholder(name string) (pattern, error) {
 	case name == "id":
 		return pattern{{any: anyID}}, nil
 	case len(words) >= 2 && words[0] == "forwarded":
-		version := strings.Join(append(words[2:], "1.1")[:1], "")
-		return lines("X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: "+words[1],
+		version := append(words[2:], "1.1")[0]
+		return patternOf("X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: "+words[1],
 			"X-Forwarded-Port: {port}", "X-Request-Id: {id}", "Via: "+version+" cloud-cup\\c")
 	case len(words) == 4 && words[0] == "own" && (words[3] == "close" || words[3] == "keep"):
-		status, err := strconv.Atoi(words[1])
-		if err != nil {
-			return nil, err
-		}
-		phrase := http.StatusText(status)
-		switch status { // what RFC 9110 calls differently
-		case http.StatusRequestEntityTooLarge:
-			phrase = "Content Too Large"
-		case http.StatusRequestURITooLong:
-			phrase = "URI Too Long"
-		}
-		head := []string{
-			"HTTP/1.1 " + words[1] + " " + phrase,
-			"Content-Type: text/plain; charset=utf-8",
-			"Cache-Control: no-store",
-			"Date: {date}",
-			"Content-Length: {any}",
-		}
-		if words[3] == "close" {
-			head = append(head, "Connection: close")
-		}
-		return lines(append(head, "", words[1]+" "+phrase+": "+words[2]+`\n\c`, `{any}\n\c`)...)
+		return ownResponse(words[1], words[2], words[3] == "close")
 	}
 	return nil, fmt.Errorf("no such placeholder: {%s}", name)
+}
+
+// chunksOf is what {chunks PAYLOAD} stands for, or if whole {chunked PAYLOAD}.
+func chunksOf(payload string, whole bool) (pattern, error) {
+	p, err := parsePattern(payload + `\c`)
+	if strings.Contains(payload, "*") {
+		p, err = placeholder(payload)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		p = pattern{{}}
+	}
+	p[0].any = anyChunks
+	if whole {
+		p[0].any = anyChunked
+	}
+	return p, nil
+}
+
+// ownResponse is a response of our own.
+func ownResponse(code, reason string, last bool) (pattern, error) {
+	status, err := strconv.Atoi(code)
+	if err != nil {
+		return nil, err
+	}
+	phrase := http.StatusText(status)
+	switch status { // what RFC 9110 calls differently
+	case http.StatusRequestEntityTooLarge:
+		phrase = "Content Too Large"
+	case http.StatusRequestURITooLong:
+		phrase = "URI Too Long"
+	}
+	head := []string{
+		"HTTP/1.1 " + code + " " + phrase,
+		"Content-Type: text/plain; charset=utf-8",
+		"Cache-Control: no-store",
+		"Date: {date}",
+		"Content-Length: {any}",
+	}
+	if last {
+		head = append(head, "Connection: close")
+	}
+	return patternOf(append(head, "", code+" "+phrase+": "+reason+`\n\c`, `{any}\n\c`)...)
 }
 
 // bytes is the pattern as sent; it must be literal.
