@@ -223,7 +223,8 @@ func TestNothingLeaks(t *testing.T) {
 			a := after[i]
 			t.Logf("process %d: %+v, then %+v", i, b, a)
 			require.LessOrEqual(t, a.descriptors, b.descriptors+b.loose, "descriptors of process %d", i)
-			require.LessOrEqual(t, a.goroutines, b.goroutines+b.loose, "goroutines of process %d", i)
+			// One more may be answering the master at this moment.
+			require.LessOrEqual(t, a.goroutines, b.goroutines+b.loose+1, "goroutines of process %d", i)
 			require.Less(t, a.rss, b.rss+b.rss/4+(4<<20), "memory of process %d", i)
 			require.Equal(t, b.lent, a.lent, "buffers of process %d", i)
 		}
