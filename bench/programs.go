@@ -149,8 +149,9 @@ http {
         location / {
             proxy_pass http://backend;
             proxy_http_version 1.1;
-            proxy_buffer_size 16k;
-            proxy_buffers 8 16k;
+            proxy_buffer_size 32k;
+            proxy_buffers 8 32k;
+            proxy_busy_buffers_size 64k;
             proxy_busy_buffers_size 32k;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
