@@ -152,7 +152,6 @@ http {
             proxy_buffer_size 32k;
             proxy_buffers 8 32k;
             proxy_busy_buffers_size 64k;
-            proxy_busy_buffers_size 32k;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             proxy_set_header X-Forwarded-For $remote_addr;
