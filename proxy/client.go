@@ -96,10 +96,6 @@ func (c *client) advance() {
 				if !c.eof {
 					return
 				}
-				if c.state == clientHead {
-					c.gone()
-					return
-				}
 				c.goodbye() // it may still be reading the last response
 				continue
 			}
@@ -175,7 +171,7 @@ func (c *client) readHead() bool {
 			continue
 		}
 		if c.eof {
-			c.gone()
+			c.goodbye()
 			return true
 		}
 		c.in.shrink(c.p.pool)
