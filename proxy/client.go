@@ -210,6 +210,19 @@ func (c *client) gone() {
 	c.cut()
 }
 
+// broken ends the connection of a client that has closed its side in the middle
+// of a request's body. Responses to requests before that are still sent.
+func (c *client) broken() {
+	x := c.x
+	c.p.count(message.ReasonClientGone)
+	c.abort = x.state == exchangeRespond && x.respBody.toClose()
+	x.abandon()
+	x.become(exchangeDone)
+	c.endExchange()
+	c.become(clientFlush)
+	c.mark()
+}
+
 // cut ends the connection at once.
 func (c *client) cut() {
 	if c.x != nil {

@@ -203,7 +203,7 @@ func (x *exchange) moveRequest() {
 	case x.reqBody.tooLarge():
 		x.fail(message.ReasonBodyTooLarge)
 	case !x.reqBody.done && c.in.empty() && c.eof:
-		c.gone() // the request will never be whole
+		c.broken()
 	case !x.reqBody.done && !c.in.empty():
 		c.starve()
 	}

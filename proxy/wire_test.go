@@ -465,3 +465,26 @@ func TestApply(t *testing.T) {
 		c.Close()
 	})
 }
+
+// What will never be a whole request does not cut the response before it.
+func TestHalfRequestBehindARequest(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		body := strings.Repeat("z", 4<<20)
+		backend := serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) })
+		r := start(t, engine, to(backend), nil)
+		for _, half := range []string{
+			"\r\n",
+			"GET /x",
+			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc",
+			"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
+		} {
+			c := r.dial()
+			_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"+half)
+			require.NoError(t, err)
+			require.NoError(t, c.CloseWrite())
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			require.NoError(t, err)
+			require.Equal(t, len(body), len(readAll(t, res)), "%q", half)
+		}
+	})
+}
