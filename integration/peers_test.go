@@ -287,6 +287,11 @@ func TestPeersStrace(t *testing.T) {
 				require.Less(t, n, 400, "%s is no call of a request", call)
 				continue
 			}
+			if call == "ppoll" && engine == "uring" {
+				// One a second for all receives that may have missed an end.
+				require.Less(t, n, 10)
+				continue
+			}
 			require.Contains(t, allowed[engine], call)
 			total += n
 		}
