@@ -194,7 +194,8 @@ func (c *client) endExchange() {
 	}
 }
 
-// goodbye ends an idle connection politely.
+// goodbye ends a connection between requests politely: what is queued is sent,
+// then our FIN.
 func (c *client) goodbye() {
 	c.endExchange()
 	c.become(clientFlush)

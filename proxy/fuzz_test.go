@@ -146,7 +146,7 @@ func newWorld(engine string) (*world, error) {
 	w.engine = looptest.Faulty(e, 0)
 	w.engine.Rates = looptest.Rates{}
 	w.proxy = proxy.New(proxy.Config{
-		Engine: w.engine, Pool: w.pool, Slots: 1, Counters: w.counters, Log: slog.New(slog.DiscardHandler),
+		Engine: w.engine, Pool: w.pool, Counters: w.counters, Log: slog.New(slog.DiscardHandler),
 	})
 	front, address, err := listen()
 	if err != nil {

@@ -16,8 +16,7 @@ import (
 type Config struct {
 	Engine   loop.Engine
 	Pool     *loop.Pool // the one that Engine receives into
-	Slot     int        // this worker's number, of Slots
-	Slots    int
+	Slot     int        // this worker's number
 	Log      *slog.Logger
 	Counters *shm.Counters
 }

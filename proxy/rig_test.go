@@ -97,7 +97,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			level = slog.LevelError
 		}
 		r.proxy = proxy.New(proxy.Config{
-			Engine: e, Pool: pool, Slots: 1, Counters: r.counters,
+			Engine: e, Pool: pool, Counters: r.counters,
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)

@@ -163,7 +163,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	}
 	w.engine, w.pool = opened.engine, opened.pool
 	w.proxy = proxy.New(proxy.Config{
-		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Slots: start.Slots, Log: w.log, Counters: w.counters,
+		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Counters: w.counters,
 	})
 	w.apply(first)
 	w.large = first.large
