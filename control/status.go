@@ -10,7 +10,7 @@ type Status struct {
 	Started    time.Time `json:"started"`
 	Uptime     float64   `json:"uptime_seconds"`
 	Draining   bool      `json:"draining"`
-	Generation uint64    `json:"generation"`
+	Generation uint64    `json:"generation"` // that every worker has acknowledged
 
 	Config    ConfigStatus    `json:"config"`
 	Engine    EngineStatus    `json:"engine"`

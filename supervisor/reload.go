@@ -147,6 +147,9 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 			<-workers[slot].ended
 		}
 	}
+	m.mu.Lock()
+	m.served = next.number
+	m.mu.Unlock()
 	return &control.Applied{Generation: next.number, Workers: len(workers)}, nil
 }
 

@@ -28,7 +28,7 @@ func (m *Master) Status() *control.Status {
 		Started:    m.started,
 		Uptime:     time.Since(m.started).Seconds(),
 		Draining:   m.isStopping(),
-		Generation: g.number,
+		Generation: m.served,
 		Config: control.ConfigStatus{
 			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),
 		},

@@ -113,6 +113,7 @@ type Master struct {
 
 	mu         sync.Mutex
 	current    *generation
+	served     uint64            // the generation that every worker serves by
 	failures   map[string]string // why names do not resolve now
 	lastNumber uint64            // of generations; guarded by turn
 
@@ -185,7 +186,7 @@ func (m *Master) start() (*adminServer, error) {
 	}
 	m.lastNumber = 1
 	g.number = 1
-	m.current, m.failures = g, g.failures
+	m.current, m.failures, m.served = g, g.failures, g.number
 	if err := m.startWorkers(count); err != nil {
 		return nil, errors.Join(err, admin.close(), m.closeListeners())
 	}
