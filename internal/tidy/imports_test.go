@@ -29,6 +29,7 @@ var layers = []layer{
 	{"message", nil},
 	{"http1", []string{"message"}},
 	{"balance", []string{"internal/shm"}},
+	{"metrics", nil},
 	{"loop", nil},
 	// A Channel is made of the packet sockets of internal/sys.
 	{"control", []string{"config", "internal/sys"}},
@@ -71,6 +72,11 @@ var theirs = map[string][]string{
 	"github.com/iceber/iouring-go/syscall": {"ring"},
 	"github.com/tailscale/hujson":          {"config"},
 	"github.com/spf13/cobra":               {"cmd/cupctl"},
+	// Prometheus' own parser tells whether our metrics are valid; the programs
+	// do without it.
+	"github.com/prometheus/common/expfmt":   {"metrics/metrics_test.go"},
+	"github.com/prometheus/common/model":    {"metrics/metrics_test.go"},
+	"github.com/prometheus/client_model/go": {"metrics/metrics_test.go"},
 	"golang.org/x/sys/unix": {
 		"internal/sys", "internal/shm", "loop", "control", "ring", "epollfallback", "proxy", "worker", "supervisor",
 		"cmd/cloud-cup", "cmd/cupctl", "bench", "integration", "internal/looptest", "internal/demo",
