@@ -1,17 +1,9 @@
 // Package balance chooses a backend for a request, counts the failures of
 // backends, and brings them back. It knows a backend only as a member with a
-// weight and a Row of health words; connections are its caller's.
+// weight and a row of words that all workers share; connections are its caller's.
 package balance
 
-import "sync/atomic"
-
-// Row is the health of one backend. Its words are atomic and hold no pointer,
-// so that all workers can share them. Times are CLOCK_MONOTONIC nanoseconds.
-type Row struct {
-	failures atomic.Uint32 // consecutive
-	outUntil atomic.Int64  // 0: in; else the end of the cooldown
-	trial    atomic.Int64  // lease of the one trial after the cooldown: its end, 0 if none runs
-}
+import "github.com/cloud-cup/cloud-cup/internal/shm"
 
 // trialLease is how long one trial may keep others from trying, in case the
 // one who runs it dies.
@@ -30,14 +22,14 @@ const (
 
 // Member is a backend as one balancer sees it.
 type Member struct {
-	Row        *Row
-	Weight     int    // at least 1
-	MaxFailure uint32 // consecutive failures that take it out; 0: never
-	Cooldown   int64  // nanoseconds until the first trial, and between trials
+	Row        *shm.BackendRow // times are CLOCK_MONOTONIC nanoseconds
+	Weight     int             // at least 1
+	MaxFailure uint32          // consecutive failures that take it out; 0: never
+	Cooldown   int64           // nanoseconds until the first trial, and between trials
 }
 
 // Out reports whether the member is taken out at the moment.
-func (m *Member) Out() bool { return m.Row.outUntil.Load() != 0 }
+func (m *Member) Out() bool { return m.Row.OutUntil.Load() != 0 }
 
 // RoundRobin is smooth weighted round-robin over members: within any run of
 // picks that is as long as the sum of the weights, each gets its share, spread
@@ -114,26 +106,26 @@ func (r *RoundRobin) pickIn(now int64, tried []int16, lost int) int {
 
 // eligible reports whether m is in, or due for a trial that nobody runs.
 func (m *Member) eligible(now int64) bool {
-	until := m.Row.outUntil.Load()
-	return until == 0 || now >= until && now >= m.Row.trial.Load()
+	until := m.Row.OutUntil.Load()
+	return until == 0 || now >= until && now >= m.Row.Trial.Load()
 }
 
 // lease takes the trial of a member that is out.
 func (m *Member) lease(now int64) bool {
-	old := m.Row.trial.Load()
-	return now >= old && m.Row.trial.CompareAndSwap(old, now+trialLease)
+	old := m.Row.Trial.Load()
+	return now >= old && m.Row.Trial.CompareAndSwap(old, now+trialLease)
 }
 
 // Succeeded notes an answer of member i. It reports whether that brought the
 // member back.
 func (r *RoundRobin) Succeeded(i int) (back bool) {
 	row := r.members[i].Row
-	if row.failures.Load() != 0 {
-		row.failures.Store(0)
+	if row.Failures.Load() != 0 {
+		row.Failures.Store(0)
 	}
-	if row.outUntil.Load() != 0 {
-		row.outUntil.Store(0)
-		row.trial.Store(0)
+	if row.OutUntil.Load() != 0 {
+		row.OutUntil.Store(0)
+		row.Trial.Store(0)
 		return true
 	}
 	return false
@@ -147,24 +139,24 @@ func (r *RoundRobin) Failed(i int, kind Kind, now int64) (out bool) {
 	if m.MaxFailure == 0 {
 		return false
 	}
-	n := m.Row.failures.Add(1)
-	if m.Row.outUntil.Load() != 0 {
-		m.Row.outUntil.Store(now + m.Cooldown)
-		m.Row.trial.Store(0)
+	n := m.Row.Failures.Add(1)
+	if m.Row.OutUntil.Load() != 0 {
+		m.Row.OutUntil.Store(now + m.Cooldown)
+		m.Row.Trial.Store(0)
 		return false
 	}
 	if n < m.MaxFailure || kind == TimedOut && r.last(i) {
 		return false
 	}
-	return m.Row.outUntil.CompareAndSwap(0, now+m.Cooldown)
+	return m.Row.OutUntil.CompareAndSwap(0, now+m.Cooldown)
 }
 
 // Abandoned notes that a request to member i ended without telling anything
 // about it, for example because the client went away. If it was a trial, the
 // next request may try again.
 func (r *RoundRobin) Abandoned(i int) {
-	if row := r.members[i].Row; row.outUntil.Load() != 0 {
-		row.trial.Store(0)
+	if row := r.members[i].Row; row.OutUntil.Load() != 0 {
+		row.Trial.Store(0)
 	}
 }
 

@@ -3,6 +3,7 @@ package balance
 import (
 	"testing"
 
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/stretchr/testify/require"
 )
 
@@ -11,7 +12,7 @@ const cooldown = int64(1000)
 func members(weights ...int) []Member {
 	list := make([]Member, len(weights))
 	for i, w := range weights {
-		list[i] = Member{Row: new(Row), Weight: w, MaxFailure: 3, Cooldown: cooldown}
+		list[i] = Member{Row: new(shm.BackendRow), Weight: w, MaxFailure: 3, Cooldown: cooldown}
 	}
 	return list
 }

@@ -116,6 +116,9 @@ type HeaderField struct {
 	Value string // neither empty nor with blanks around it; it may hold UTF-8
 }
 
+// WeightMax bounds Backend.Weight.
+const WeightMax = 1000
+
 // Backend is a server that requests are sent to.
 type Backend struct {
 	// Host is "IP:port" in netip's canonical form, "name:port" in lower
@@ -123,6 +126,9 @@ type Backend struct {
 	// relative; it begins with '@' for an abstract socket). It is the
 	// backend's identity.
 	Host string
+	// Weight is its share of the route's requests, relative to that of the
+	// others: 1 to WeightMax.
+	Weight int
 	// MaxFailure consecutive failures take the backend out; 0 never.
 	MaxFailure int
 	// Cooldown is how long it stays out.

@@ -59,7 +59,7 @@ func TestParseFillsDefaults(t *testing.T) {
 		Routes: []Route{{
 			Pattern:    "*",
 			Strategy:   "round-robin",
-			Backends:   []Backend{{Host: "127.0.0.1:8081", MaxFailure: 5, Cooldown: 2 * time.Second}},
+			Backends:   []Backend{{Host: "127.0.0.1:8081", Weight: 1, MaxFailure: 5, Cooldown: 2 * time.Second}},
 			Timeouts:   defaultTimeouts,
 			Limits:     defaultLimits,
 			Forwarding: defaultForwarding,
@@ -175,7 +175,7 @@ func TestOriginalFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, c.Routes, 5)
 	require.Equal(t, "/game/*", c.Routes[3].Pattern)
-	require.Equal(t, Backend{Host: "127.0.0.1:8085", MaxFailure: 3, Cooldown: 2 * time.Second}, c.Routes[3].Backends[2])
+	require.Equal(t, Backend{Host: "127.0.0.1:8085", Weight: 1, MaxFailure: 3, Cooldown: 2 * time.Second}, c.Routes[3].Backends[2])
 	require.Equal(t, filepath.Join(dir, "ssl_key/certificate.crt"), c.SSL.Certificate)
 	require.Equal(t, filepath.Join(dir, "ssl_key/private.key"), c.SSL.Key)
 	require.ErrorIs(t, c.Servable(), ErrNoTLS)
@@ -460,6 +460,7 @@ func checkConfig(t *testing.T, c *Config) {
 			require.Empty(t, msg)
 			require.Equal(t, b.Host, host)
 			require.GreaterOrEqual(t, b.MaxFailure, 0)
+			require.Positive(t, b.Weight)
 			require.Positive(t, b.Cooldown)
 		}
 		require.Positive(t, min(r.Timeouts.ClientHead, r.Timeouts.ClientBody, r.Timeouts.ClientIdle, r.Timeouts.Connect, r.Timeouts.Response, r.Timeouts.BackendIdle, r.Timeouts.TunnelIdle))

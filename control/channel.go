@@ -28,8 +28,9 @@ const WorkerEnvironment = "CLOUD_CUP_WORKER"
 // the order of Start.Listeners.
 const (
 	FDChannel   = 3
-	FDCounters  = 4
-	FDListeners = 5
+	FDCounters  = 4 // the incarnation's shm.Page
+	FDBackends  = 5 // shm.Backends, which all processes share
+	FDListeners = 6
 )
 
 // Type says what a Message asks for or tells.
@@ -52,6 +53,9 @@ const (
 	TypeAbort Type = "abort"
 	// TypeSample asks for the counters to be brought up to date.
 	TypeSample Type = "sample"
+	// TypeBackends tells that the administrative state of backends changed in
+	// shared memory: idle connections to disabled ones are to be closed.
+	TypeBackends Type = "backends"
 	// TypeDrain asks to stop accepting and to end within Deadline.
 	TypeDrain Type = "drain"
 
@@ -101,6 +105,11 @@ type Payload struct {
 	// Addresses holds what the names among the backends' hosts resolve to,
 	// as "IP:port". An absent or empty one did not resolve.
 	Addresses map[string][]string `json:"addresses"`
+	// Rows holds each backend's place in shm.Backends, by BackendKey.
+	Rows map[string]int `json:"rows"`
+	// RouteIndex holds each route's place in shm.Page.Routes, in the order of
+	// the file.
+	RouteIndex []int `json:"route_index"`
 }
 
 // Channel is one end of the connection between master and worker. Receive

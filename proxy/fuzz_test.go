@@ -135,7 +135,15 @@ type world struct {
 }
 
 func newWorld(engine string) (*world, error) {
-	w := &world{counters: new(shm.Counters)}
+	page, _, err := shm.Create()
+	if err != nil {
+		return nil, err
+	}
+	rows, _, err := shm.CreateBackends()
+	if err != nil {
+		return nil, err
+	}
+	w := &world{counters: &page.Counters}
 	s := snapshot(nil)
 	w.pool = loop.NewPool(s.Limits.Memory)
 	w.pool.Poison = true
@@ -146,7 +154,7 @@ func newWorld(engine string) (*world, error) {
 	w.engine = looptest.Faulty(e, 0)
 	w.engine.Rates = looptest.Rates{}
 	w.proxy = proxy.New(proxy.Config{
-		Engine: w.engine, Pool: w.pool, Counters: w.counters, Log: slog.New(slog.DiscardHandler),
+		Engine: w.engine, Pool: w.pool, Page: page, Backends: rows, Log: slog.New(slog.DiscardHandler),
 	})
 	front, address, err := listen()
 	if err != nil {

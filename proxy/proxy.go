@@ -18,7 +18,8 @@ type Config struct {
 	Pool     *loop.Pool // the one that Engine receives into
 	Slot     int        // this worker's number
 	Log      *slog.Logger
-	Counters *shm.Counters
+	Page     *shm.Page     // this incarnation's
+	Backends *shm.Backends // that all workers share
 }
 
 // Proxy serves all connections of one worker. One goroutine, locked to the
@@ -29,7 +30,9 @@ type Proxy struct {
 	wheel    *loop.Wheel
 	mailbox  *loop.Mailbox
 	log      *slog.Logger
-	counters *shm.Counters
+	counters *shm.Counters // of page
+	page     *shm.Page
+	rows     *shm.Backends
 	slot     int
 
 	now       int64 // of this turn
@@ -37,7 +40,7 @@ type Proxy struct {
 	fireTimer func(*loop.Timer)
 
 	snap     *Snapshot
-	backends map[backendKey]*backend
+	backends map[int]*backend // by row, those that snap names
 
 	conns   []*conn // by index
 	dirty   []*conn
@@ -91,10 +94,12 @@ func New(cfg Config) *Proxy {
 		engine:      cfg.Engine,
 		pool:        cfg.Pool,
 		log:         cfg.Log,
-		counters:    cfg.Counters,
+		counters:    &cfg.Page.Counters,
+		page:        cfg.Page,
+		rows:        cfg.Backends,
 		slot:        cfg.Slot,
 		now:         cfg.Engine.Now(),
-		backends:    make(map[backendKey]*backend),
+		backends:    make(map[int]*backend),
 		retryBudget: retryBurst,
 		acceptTimer: loop.Timer{Tag: timerAccept},
 		renewTimer:  loop.Timer{Tag: timerRenew},
@@ -123,27 +128,27 @@ func (p *Proxy) Apply(s *Snapshot) {
 	for _, r := range s.all {
 		for i := range r.members {
 			m := &r.members[i]
-			b := p.backends[m.key]
+			b := p.backends[m.row]
 			if b == nil {
-				b = &backend{p: p, key: m.key, name: m.name(), addr: m.addr, hostLine: []byte("Host: " + hostOf(m.key.host) + "\r\n")}
-				p.backends[m.key] = b
+				b = &backend{p: p, name: m.name(), addr: m.addr, hostLine: []byte("Host: " + hostOf(m.host) + "\r\n")}
+				p.backends[m.row] = b
 			}
 			b.named = true
 			r.backends[i] = b
-			r.balancer.Member(i).Row = &b.row
+			r.balancer.Member(i).Row = &p.rows.Rows[m.row]
 		}
 		r.balancer.Start(p.slot + int(s.Generation))
 	}
 	p.snap = s
 	p.pool.Reserve = s.Limits.Memory / reserveShare
 	p.pool.SetLimit(s.Limits.Memory)
-	p.counters.Generation = s.Generation
-	for key, b := range p.backends {
+	p.counters.Generation, p.counters.OldestGeneration = s.Generation, s.Generation
+	for row, b := range p.backends {
 		if !b.named {
 			for b.idle != nil {
 				b.idle.become(streamClosing)
 			}
-			delete(p.backends, key)
+			delete(p.backends, row)
 		}
 	}
 	p.armAccepts()

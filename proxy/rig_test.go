@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,7 +58,9 @@ type rig struct {
 	addr     string
 	proxy    *proxy.Proxy
 	pool     *loop.Pool
-	counters *shm.Counters
+	page     *shm.Page
+	counters *shm.Counters // of page
+	rows     *shm.Backends
 	done     chan struct{}
 	cut      int
 }
@@ -71,7 +76,9 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 	fd, err := unix.Dup(int(file.Fd()))
 	require.NoError(t, err)
 	require.NoError(t, unix.SetNonblock(fd, true))
-	r := &rig{t: t, addr: ln.Addr().String(), counters: new(shm.Counters), done: make(chan struct{})}
+	r := &rig{t: t, addr: ln.Addr().String(), done: make(chan struct{})}
+	r.page, r.rows = sharedMemory(t)
+	r.counters = &r.page.Counters
 	require.NoError(t, file.Close())
 	require.NoError(t, ln.Close())
 
@@ -97,7 +104,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			level = slog.LevelError
 		}
 		r.proxy = proxy.New(proxy.Config{
-			Engine: e, Pool: pool, Counters: r.counters,
+			Engine: e, Pool: pool, Page: r.page, Backends: r.rows,
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)
@@ -122,6 +129,18 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 	require.NoError(t, <-ready)
 	t.Cleanup(r.stop)
 	return r
+}
+
+// sharedMemory is what a master makes for a worker.
+func sharedMemory(t testing.TB) (*shm.Page, *shm.Backends) {
+	page, pageFD, err := shm.Create()
+	require.NoError(t, err)
+	rows, rowsFD, err := shm.CreateBackends()
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, errors.Join(page.Close(), rows.Close(), unix.Close(pageFD), unix.Close(rowsFD)))
+	})
+	return page, rows
 }
 
 // onLoop calls f on the loop and returns when it has run.
@@ -176,12 +195,23 @@ func routeTo(pattern string, addrs ...string) proxy.RouteSpec {
 	r := proxy.RouteSpec{Pattern: pattern}
 	for _, a := range addrs {
 		r.Backends = append(r.Backends, proxy.BackendSpec{
-			Host: a, Addrs: []loop.Addr{{AddrPort: netip.MustParseAddrPort(a)}},
+			Host: a, Addrs: []proxy.BackendAddr{{Addr: loop.Addr{AddrPort: netip.MustParseAddrPort(a)}, Row: rowOf(a)}},
 			Weight: 1, MaxFailure: 5, Cooldown: 200 * time.Millisecond,
 		})
 	}
 	return r
 }
+
+// rowOf gives each address its row, as a master would.
+func rowOf(addr string) int {
+	row, _ := rowsByAddr.LoadOrStore(addr, int(rowsGiven.Add(1)))
+	return row.(int)
+}
+
+var (
+	rowsByAddr sync.Map
+	rowsGiven  atomic.Int32
+)
 
 // serve starts a net/http backend and returns its address.
 func serve(t *testing.T, h http.HandlerFunc) string {

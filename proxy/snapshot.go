@@ -31,6 +31,7 @@ type Snapshot struct {
 // says nothing, the caller has put the global values.
 type RouteSpec struct {
 	Pattern  string
+	Index    int // in shm.Page.Routes
 	Backends []BackendSpec
 	Timeouts Timeouts
 	Limits   Limits
@@ -56,11 +57,20 @@ type FieldRule struct{ Name, Value string }
 
 // BackendSpec is one backend of a route.
 type BackendSpec struct {
-	Host       string      // as configured
-	Addrs      []loop.Addr // every address of the name; empty while it does not resolve
-	Weight     int         // at least 1; shared among the addresses
-	MaxFailure int         // consecutive failures that take it out; 0: never
+	Host       string        // as configured
+	Addrs      []BackendAddr // every address of the name; empty while it does not resolve
+	Weight     int           // at least 1; shared among the addresses
+	MaxFailure int           // consecutive failures that take it out; 0: never
 	Cooldown   time.Duration
+}
+
+// BackendAddr is an address of a backend with its row in shm.Backends. The row
+// is the backend's identity: as long as configurations name it, its connections
+// and its health live on. Backends of one row have the same host, address,
+// MaxFailure and Cooldown.
+type BackendAddr struct {
+	loop.Addr
+	Row int
 }
 
 // Timeouts are the time limits of connections and exchanges. All are positive.
@@ -127,9 +137,9 @@ func (f *FieldRule) append(b []byte) []byte {
 
 // memberSpec is one address of one backend of a route.
 type memberSpec struct {
-	key    backendKey
-	addr   loop.Addr
-	weight int
+	row  int
+	host string
+	addr loop.Addr
 }
 
 // hostOf is the Host field of a backend.
@@ -142,19 +152,10 @@ func hostOf(host string) string {
 
 // name is the backend as the log tells it.
 func (m *memberSpec) name() string {
-	if m.key.host == m.key.addr {
-		return m.key.host
+	if addr := m.addr.String(); addr != m.host {
+		return m.host + " (" + addr + ")"
 	}
-	return m.key.host + " (" + m.key.addr + ")"
-}
-
-// backendKey is a backend's identity: as long as a configuration names it, its
-// connections and its health live on, across reloads.
-type backendKey struct {
-	host       string
-	addr       string
-	maxFailure int
-	cooldown   time.Duration
+	return m.host
 }
 
 // weightScale is what the weight of a backend with one address counts, so that
@@ -179,27 +180,19 @@ func Prepare(s *Snapshot) error {
 			request:  newFieldRules(&spec.Request),
 			response: newFieldRules(&spec.Response),
 		}
+		var members []balance.Member
 		for j := range spec.Backends {
 			b := &spec.Backends[j]
 			for _, a := range b.Addrs {
-				weight := max(1, b.Weight*weightScale/len(b.Addrs))
-				r.members = append(r.members, memberSpec{
-					addr:   a,
-					key:    backendKey{b.Host, a.String(), b.MaxFailure, b.Cooldown},
-					weight: weight,
+				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr})
+				members = append(members, balance.Member{
+					Weight:     max(1, b.Weight*weightScale/len(b.Addrs)),
+					MaxFailure: uint32(b.MaxFailure),
+					Cooldown:   int64(b.Cooldown),
 				})
 			}
 		}
-		r.backends = make([]*backend, len(r.members))
-		members := make([]balance.Member, len(r.members))
-		for j := range r.members {
-			m := &r.members[j]
-			members[j] = balance.Member{
-				Weight:     m.weight,
-				MaxFailure: uint32(m.key.maxFailure),
-				Cooldown:   int64(m.key.cooldown),
-			}
-		}
+		r.backends = make([]*backend, len(members))
 		r.balancer = balance.NewRoundRobin(members)
 		s.all = append(s.all, r)
 		entries = append(entries, route.Entry[*routeState]{Pattern: spec.Pattern, Value: r})

@@ -60,10 +60,8 @@ type stream struct {
 // configuration names it, and until its last connection is closed.
 type backend struct {
 	p        *Proxy
-	key      backendKey
 	name     string
 	addr     loop.Addr
-	row      balance.Row
 	hostLine []byte  // its Host field, for routes that send it
 	idle     *stream // the most recently used first
 	coldest  *stream

@@ -40,6 +40,10 @@ type generation struct {
 	loaded    time.Time
 	addresses map[string][]string // by backend host, of the names among them
 	failures  map[string]string   // why a name does not resolve
+
+	// Places in shared memory, set by registry.assign.
+	rows       map[string]int // by control.BackendKey
+	routeIndex []int          // by route
 }
 
 // parse validates text. The error is a config.Errors or tells what this
@@ -84,6 +88,7 @@ func sum(text []byte) string {
 func (g *generation) seal() (fd int, err error) {
 	text, err := json.Marshal(control.Payload{
 		Generation: g.number, Name: g.name, Dir: g.dir, Text: g.text, Addresses: g.addresses,
+		Rows: g.rows, RouteIndex: g.routeIndex,
 	})
 	if err != nil {
 		return -1, fmt.Errorf("configuration for a worker: %w", err)
@@ -101,15 +106,6 @@ func (g *generation) hosts() map[string]int {
 		}
 	}
 	return routes
-}
-
-// fixedAddress reports whether host needs no resolving.
-func fixedAddress(host string) bool {
-	if strings.HasPrefix(host, "unix:") {
-		return true
-	}
-	_, err := netip.ParseAddrPort(host)
-	return err == nil
 }
 
 // Resolving.
@@ -136,7 +132,7 @@ func (g *generation) resolve(lookup lookupFunc, before *generation) {
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, resolveParallel)
 	for host := range g.hosts() {
-		if fixedAddress(host) {
+		if control.FixedAddress(host) {
 			continue
 		}
 		wg.Add(1)

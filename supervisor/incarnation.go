@@ -88,7 +88,7 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	}
 	defer unix.Close(pageFD)
 
-	fds := []uintptr{0, 1, 2, childEnd.Fd(), uintptr(pageFD)} // see control.FDChannel
+	fds := []uintptr{0, 1, 2, childEnd.Fd(), uintptr(pageFD), uintptr(m.shared.fd)} // see control.FDChannel
 	for _, g := range m.groups {
 		fds = append(fds, uintptr(g.fds[number]))
 	}
@@ -101,6 +101,7 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	if err != nil {
 		return nil, errors.Join(err, channel.Close(), page.Close())
 	}
+	m.shared.attach(page)
 	go in.receive()
 	return in, nil
 }

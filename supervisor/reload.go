@@ -118,15 +118,11 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	}
 	m.lastNumber++ // also after an abort: a number names one configuration
 	next.number = m.lastNumber
-	fd, err := next.seal()
-	if err != nil {
+	if err := m.shared.assign(next); err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
-
-	errs := askAll(workers, control.Message{Type: control.TypePrepare, Generation: next.number}, fd)
-	if err := firstRefusal(errs); err != nil {
-		askAll(workers, control.Message{Type: control.TypeAbort, Generation: next.number}, -1)
+	if err := prepare(workers, next); err != nil {
+		m.shared.revoke(next)
 		return nil, err
 	}
 
@@ -137,9 +133,10 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 		defer func() { go debug.FreeOSMemory() }()
 	}
 	m.current = next
+	m.shared.committed(next)
 	m.failures = next.failures
 	m.mu.Unlock()
-	errs = askAll(workers, control.Message{Type: control.TypeCommit, Generation: next.number}, -1)
+	errs := askAll(workers, control.Message{Type: control.TypeCommit, Generation: next.number}, -1)
 	for slot, err := range errs {
 		if err != nil {
 			m.log.Error("worker did not follow the reload and is replaced", "slot", slot, "err", err)
@@ -151,6 +148,21 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	m.served = next.number
 	m.mu.Unlock()
 	return &control.Applied{Generation: next.number, Workers: len(workers)}, nil
+}
+
+// prepare has all workers build what serving next needs, or none keep it.
+func prepare(workers map[int]*incarnation, next *generation) error {
+	fd, err := next.seal()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	errs := askAll(workers, control.Message{Type: control.TypePrepare, Generation: next.number}, fd)
+	if err := firstRefusal(errs); err != nil {
+		askAll(workers, control.Message{Type: control.TypeAbort, Generation: next.number}, -1)
+		return err
+	}
+	return nil
 }
 
 // askAll calls all workers at once and returns each one's error by its slot.

@@ -80,7 +80,7 @@ func testWorker() int {
 				ack.Error = "this worker does not want to"
 				break
 			}
-			counters.Generation = payload.Generation
+			counters.Generation, counters.OldestGeneration = payload.Generation, payload.Generation
 			for i := range msg.Start.Listeners {
 				l, err := net.FileListener(os.NewFile(uintptr(control.FDListeners+i), "listener"))
 				if err != nil {
@@ -103,7 +103,7 @@ func testWorker() int {
 				ack.Error = "cannot follow"
 				break
 			}
-			counters.Generation = prepared.Generation
+			counters.Generation, counters.OldestGeneration = prepared.Generation, prepared.Generation
 		case control.TypeDrain:
 			for _, l := range listeners {
 				l.Close()

@@ -152,6 +152,7 @@ func (m *Master) bury(s *slot, in *incarnation, reason string, clean bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.base.Add(&in.page.Counters.Totals)
+	m.shared.bury(in.page)
 	s.in = nil
 	s.state = control.WorkerStarting
 	s.lastDeath = reason

@@ -147,10 +147,7 @@ func backendStatus(g *generation, failures map[string]string) []control.BackendS
 	routes := g.hosts()
 	list := make([]control.BackendStatus, 0, len(routes))
 	for _, host := range slices.Sorted(maps.Keys(routes)) {
-		b := control.BackendStatus{Host: host, Routes: routes[host], Addresses: g.addresses[host], Error: failures[host]}
-		if fixedAddress(host) {
-			b.Addresses = []string{host}
-		}
+		b := control.BackendStatus{Host: host, Routes: routes[host], Addresses: control.BackendAddresses(host, g.addresses), Error: failures[host]}
 		if b.Addresses == nil {
 			b.Addresses = []string{}
 		}

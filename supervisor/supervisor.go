@@ -104,6 +104,7 @@ type Master struct {
 	slots   []*slot
 	spawner *spawner
 	lookup  lookupFunc
+	shared  *registry
 
 	// applying serializes reloads; it is taken before turn.
 	applying sync.Mutex
@@ -184,8 +185,15 @@ func (m *Master) start() (*adminServer, error) {
 	for host, why := range g.failures {
 		m.log.Warn("backend does not resolve", "backend", host, "err", why)
 	}
+	if m.shared, err = newRegistry(); err != nil {
+		return nil, errors.Join(err, admin.close(), m.closeListeners())
+	}
 	m.lastNumber = 1
 	g.number = 1
+	if err := m.shared.assign(g); err != nil {
+		return nil, errors.Join(err, admin.close(), m.closeListeners())
+	}
+	m.shared.committed(g)
 	m.current, m.failures, m.served = g, g.failures, g.number
 	if err := m.startWorkers(count); err != nil {
 		return nil, errors.Join(err, admin.close(), m.closeListeners())

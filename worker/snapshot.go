@@ -7,6 +7,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/proxy"
@@ -50,10 +51,14 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 		Limits:     limits,
 		Routes:     make([]proxy.RouteSpec, 0, len(cfg.Routes)),
 	}
+	if len(p.RouteIndex) != len(cfg.Routes) {
+		return nil, fmt.Errorf("%d routes have %d indices", len(cfg.Routes), len(p.RouteIndex))
+	}
 	for i := range cfg.Routes {
 		r := &cfg.Routes[i]
 		spec := proxy.RouteSpec{
 			Pattern:        r.Pattern,
+			Index:          p.RouteIndex[i],
 			Timeouts:       timeoutsOf(&r.Timeouts),
 			Limits:         limitsOf(&r.Limits),
 			TrustedProxies: r.TrustedProxies,
@@ -65,38 +70,41 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 			Response:       rulesOf(&r.Headers.Response),
 		}
 		for j := range r.Backends {
-			b := &r.Backends[j]
-			addrs, err := addressesOf(b.Host, p.Addresses)
+			b, err := backendOf(&r.Backends[j], p)
 			if err != nil {
 				return nil, err
 			}
-			spec.Backends = append(spec.Backends, proxy.BackendSpec{
-				Host: b.Host, Addrs: addrs, Weight: 1, MaxFailure: b.MaxFailure, Cooldown: b.Cooldown,
-			})
+			spec.Backends = append(spec.Backends, b)
 		}
 		s.Routes = append(s.Routes, spec)
 	}
 	return s, nil
 }
 
-// addressesOf returns where to connect to for a backend's host; none if its
-// name does not resolve.
-func addressesOf(host string, resolved map[string][]string) ([]loop.Addr, error) {
-	if path, ok := strings.CutPrefix(host, "unix:"); ok {
-		return []loop.Addr{{Path: path}}, nil
-	}
-	if addr, err := netip.ParseAddrPort(host); err == nil {
-		return []loop.Addr{{AddrPort: addr}}, nil
-	}
-	var list []loop.Addr
-	for _, text := range resolved[host] {
-		addr, err := netip.ParseAddrPort(text)
+// backendOf translates a backend with its addresses, none if its name does not
+// resolve, and their rows.
+func backendOf(b *config.Backend, p *control.Payload) (spec proxy.BackendSpec, err error) {
+	spec = proxy.BackendSpec{Host: b.Host, Weight: b.Weight, MaxFailure: b.MaxFailure, Cooldown: b.Cooldown}
+	for _, text := range control.BackendAddresses(b.Host, p.Addresses) {
+		addr, err := addressOf(text)
 		if err != nil {
-			return nil, fmt.Errorf("address of backend %s: %w", host, err)
+			return spec, fmt.Errorf("address of backend %s: %w", b.Host, err)
 		}
-		list = append(list, loop.Addr{AddrPort: addr})
+		row, ok := p.Rows[control.BackendKey(text, b)]
+		if !ok || row < 0 || row >= shm.BackendRowsMax {
+			return spec, fmt.Errorf("backend %s (%s) has no row in shared memory", b.Host, text)
+		}
+		spec.Addrs = append(spec.Addrs, proxy.BackendAddr{Addr: addr, Row: row})
 	}
-	return list, nil
+	return spec, nil
+}
+
+func addressOf(text string) (loop.Addr, error) {
+	if path, ok := strings.CutPrefix(text, "unix:"); ok {
+		return loop.Addr{Path: path}, nil
+	}
+	addr, err := netip.ParseAddrPort(text)
+	return loop.Addr{AddrPort: addr}, err
 }
 
 func timeoutsOf(t *config.Timeouts) proxy.Timeouts {

@@ -50,8 +50,10 @@ func Asked() bool { return os.Getenv(control.WorkerEnvironment) != "" }
 type worker struct {
 	log      *slog.Logger
 	channel  *control.Channel
-	counters *shm.Counters
-	master   int // its process id
+	page     *shm.Page
+	backends *shm.Backends
+	counters *shm.Counters // of page
+	master   int           // its process id
 	proxy    *proxy.Proxy
 	engine   loop.Engine
 	pool     *loop.Pool
@@ -124,13 +126,8 @@ func (w *worker) start() error {
 		return fmt.Errorf("%s is set, but no master started this process: %w", control.WorkerEnvironment, err)
 	}
 	w.channel = channel
-	page, err := shm.Map(control.FDCounters)
-	if err != nil {
+	if err := w.attach(); err != nil {
 		return err
-	}
-	w.counters = &page.Counters
-	if err := unix.Close(control.FDCounters); err != nil {
-		return os.NewSyscallError("close", err)
 	}
 	msg, fd, err := channel.Receive()
 	if err != nil {
@@ -148,6 +145,18 @@ func (w *worker) start() error {
 	return errors.Join(err, channel.Send(ack, -1))
 }
 
+// attach maps the memory that the master shares.
+func (w *worker) attach() (err error) {
+	if w.page, err = shm.Map(control.FDCounters); err != nil {
+		return err
+	}
+	if w.backends, err = shm.MapBackends(control.FDBackends); err != nil {
+		return err
+	}
+	w.counters = &w.page.Counters
+	return os.NewSyscallError("close", errors.Join(unix.Close(control.FDCounters), unix.Close(control.FDBackends)))
+}
+
 // build opens the engine and makes the proxy of the payload in fd.
 func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	first, err := w.prepare(fd)
@@ -163,7 +172,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	}
 	w.engine, w.pool = opened.engine, opened.pool
 	w.proxy = proxy.New(proxy.Config{
-		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Counters: w.counters,
+		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
 	})
 	w.apply(first)
 	w.large = first.large

@@ -22,6 +22,7 @@ import (
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -48,6 +49,7 @@ type rig struct {
 	cmd     *exec.Cmd
 	channel *control.Channel
 	page    *shm.Page
+	rows    *shm.Backends
 	address string
 	seq     uint64
 	log     *strings.Builder
@@ -72,17 +74,21 @@ func startRig(t *testing.T) *rig {
 	require.NoError(t, err)
 	counters := os.NewFile(uintptr(fd), "counters")
 	defer counters.Close()
+	r.rows, fd, err = shm.CreateBackends()
+	require.NoError(t, err)
+	backends := os.NewFile(uintptr(fd), "backends")
+	defer backends.Close()
 
 	r.cmd = exec.Command("/proc/self/exe")
 	r.cmd.Env = append(os.Environ(), control.WorkerEnvironment+"=0")
-	r.cmd.ExtraFiles = []*os.File{childEnd, counters, listener}
+	r.cmd.ExtraFiles = []*os.File{childEnd, counters, backends, listener}
 	r.cmd.Stderr = r.log
 	require.NoError(t, r.cmd.Start())
 	t.Cleanup(func() {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
 		r.channel.Close()
-		require.NoError(t, r.page.Close())
+		require.NoError(t, errors.Join(r.page.Close(), r.rows.Close()))
 		if t.Failed() {
 			t.Log(r.log)
 		}
@@ -144,7 +150,13 @@ func serverNamed(t *testing.T, name string) (host string) {
 }
 
 func payloadFor(generation uint64, host string, addresses map[string][]string) *control.Payload {
+	b := &config.Backend{Host: host, MaxFailure: 5, Cooldown: 2 * time.Second}
+	rows := map[string]int{}
+	for i, addr := range control.BackendAddresses(host, addresses) {
+		rows[control.BackendKey(addr, b)] = int(generation) + i
+	}
 	return &control.Payload{
+		Rows: rows, RouteIndex: []int{0},
 		Generation: generation, Name: "test.json", Dir: "/", Addresses: addresses,
 		Text: fmt.Appendf(nil, `{"root": "127.0.0.1:1", "timeouts": {"drain": "2s"}, "routes": {"*": {"backends": [{"host": %q}]}}}`, host),
 	}
@@ -316,7 +328,17 @@ func TestSnapshot(t *testing.T) {
 	}`)
 	cfg, err := config.Parse("x", text, "/dir")
 	require.NoError(t, err)
-	p := &control.Payload{Generation: 5, Addresses: map[string][]string{"name.test:80": {"10.0.0.1:80", "[fd00::1]:80"}}}
+	key := func(addr string, route, backend int) string {
+		return control.BackendKey(addr, &cfg.Routes[route].Backends[backend])
+	}
+	p := &control.Payload{
+		Generation: 5, Addresses: map[string][]string{"name.test:80": {"10.0.0.1:80", "[fd00::1]:80"}},
+		RouteIndex: []int{7, 3},
+		Rows: map[string]int{
+			key("127.0.0.1:81", 0, 0): 40, key("unix:/dir/x.sock", 0, 1): 41,
+			key("10.0.0.1:80", 1, 0): 42, key("[fd00::1]:80", 1, 0): 43,
+		},
+	}
 	s, err := newSnapshot(cfg, p, 70)
 	require.NoError(t, err)
 	require.EqualValues(t, 5, s.Generation)
@@ -329,14 +351,20 @@ func TestSnapshot(t *testing.T) {
 	require.Equal(t, "*", star.Pattern)
 	require.Equal(t, 3, star.Backends[0].MaxFailure)
 	require.Equal(t, 9*time.Second, star.Backends[0].Cooldown)
-	require.Equal(t, []loop.Addr{{AddrPort: netip.MustParseAddrPort("127.0.0.1:81")}}, star.Backends[0].Addrs)
-	require.Equal(t, []loop.Addr{{Path: "/dir/x.sock"}}, star.Backends[1].Addrs)
+	at := func(text string, row int) proxy.BackendAddr {
+		return proxy.BackendAddr{Addr: loop.Addr{AddrPort: netip.MustParseAddrPort(text)}, Row: row}
+	}
+	require.Equal(t, 7, star.Index)
+	require.Equal(t, 3, named.Index)
+	require.Equal(t, []proxy.BackendAddr{at("127.0.0.1:81", 40)}, star.Backends[0].Addrs)
+	require.Equal(t, []proxy.BackendAddr{{Addr: loop.Addr{Path: "/dir/x.sock"}, Row: 41}}, star.Backends[1].Addrs)
 	require.Equal(t, 8*time.Second, named.Timeouts.Response)
-	require.Equal(t, []loop.Addr{
-		{AddrPort: netip.MustParseAddrPort("10.0.0.1:80")}, {AddrPort: netip.MustParseAddrPort("[fd00::1]:80")},
-	}, named.Backends[0].Addrs)
+	require.Equal(t, []proxy.BackendAddr{at("10.0.0.1:80", 42), at("[fd00::1]:80", 43)}, named.Backends[0].Addrs)
 	require.Empty(t, named.Backends[1].Addrs)
 
+	delete(p.Rows, key("10.0.0.1:80", 1, 0))
+	_, err = newSnapshot(cfg, p, 70)
+	require.ErrorContains(t, err, "backend name.test:80 (10.0.0.1:80) has no row")
 	p.Addresses["name.test:80"] = []string{"nonsense"}
 	_, err = newSnapshot(cfg, p, 70)
 	require.ErrorContains(t, err, "name.test:80")

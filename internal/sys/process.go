@@ -77,12 +77,14 @@ func ReadSealed(fd int) ([]byte, error) {
 	return content, nil
 }
 
+// SizeOf is the size of a T in bytes. T may be too large for a variable.
+func SizeOf[T any]() int { return int(unsafe.Sizeof(*(*T)(nil))) }
+
 // MapShared maps the memory file fd as a T that all who map it share. T has no
 // pointers. A file smaller than T is an error, for touching it would end the
 // process (SIGBUS). fd may be closed afterwards.
 func MapShared[T any](fd int) (*T, error) {
-	var zero T
-	size := int(unsafe.Sizeof(zero))
+	size := SizeOf[T]()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("size of shared memory: %w", err)
