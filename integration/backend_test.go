@@ -73,6 +73,7 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return 
 //	GET  /SIZE/SEED?close     until the connection's end
 //	GET  /held/NAME           one byte at once, the other when release is called
 //	POST /SIZE/SEED           "ok", if the body is the content
+//	with Upgrade              a tunnel to an echo
 type backend struct {
 	name   string
 	addr   string
@@ -112,7 +113,11 @@ func (b *backend) release() { close(b.let) }
 func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.served.Add(1)
 	w.Header().Set("X-Backend", b.name)
-	if strings.HasPrefix(r.URL.Path, "/held/") {
+	if r.Header.Get("Upgrade") != "" {
+		serveTunnel(w)
+		return
+	}
+	if strings.Contains(r.URL.Path, "/held/") {
 		w.Header().Set("Content-Length", "2")
 		_, _ = w.Write([]byte("x"))
 		_ = http.NewResponseController(w).Flush()

@@ -1,0 +1,125 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Workers that are killed one after another under load: no more is lost than
+// the connections that the dead had taken in. Those that waited in an accept
+// queue, and all that come later, are served.
+func TestEventKilledWorkers(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		w := foundTown(t, 2)
+		c := startCup(t, engine, w.config(0))
+		const clients = 32
+		l := startLoad(t, clients, onePerConnection(c.addr))
+		kills := pick(30, 3)
+		every := pick(time.Second, 100*time.Millisecond)
+		inHand, lost := 0, 0
+		var took []time.Duration
+		for i := range kills {
+			l.more(clients)
+			next := time.After(every)
+			seen, before := len(servesRecords(c)), len(l.errors())
+			pid := c.workers()[i%2]
+			// What it has in its hands is counted when it does nothing more;
+			// meanwhile others wait in its accept queue.
+			freeze(t, pid)
+			inHand += connectionsOf(t, c, pid)
+			took = append(took, timed(func() {
+				require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+				eventually(t, "a new worker", func() bool { return len(servesRecords(c)) > seen })
+			}))
+			l.renewed()
+			lost += len(l.errors()) - before
+			<-next
+		}
+		l.more(clients)
+		failed := l.stop()
+		median, most := spread(took)
+		report(t, fmt.Sprintf("%d killed workers, connection per request, %s", kills, engine),
+			"%d failed of %d requests, %d connections were in the hands of the dead; replaced after p50 %v, max %v",
+			len(failed), l.done.Load(), inHand, median, most)
+		require.Len(t, failed, lost, "errors after the last worker was replaced")
+		require.LessOrEqual(t, lost, inHand)
+		for _, err := range failed {
+			require.NotErrorIs(t, err, errStatus)
+			require.NotErrorIs(t, err, syscall.ECONNREFUSED)
+		}
+	})
+}
+
+// connectionsOf is how many connections of clients a worker has that does not
+// run now.
+func connectionsOf(t testing.TB, c *cup, pid int) int {
+	t.Helper()
+	for _, w := range c.status().Workers {
+		if w.PID == pid {
+			return int(w.Connections)
+		}
+	}
+	t.Fatalf("no worker %d", pid)
+	return 0
+}
+
+// A master that is killed under load is followed by another one at once: what
+// was established is served to its end, no new connection hangs, and none is
+// taken in by the old workers once the new master serves.
+func TestEventKilledMaster(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		old, young := startBackend(t, "old"), startBackend(t, "young")
+		text := fixedRoot(configOf([]string{old.addr}, `"workers": 2`, `"timeouts": {"drain": "5s"}`), freePort(t))
+		c := startCup(t, engine, text)
+		held := browse(t, c.addr)
+		require.NoError(t, held.ask("GET", "/held/1", ""))
+		<-old.held
+		var serves atomic.Bool // the new master
+		var slowest [32]time.Duration
+		l := startLoad(t, len(slowest), func(worker, turn int) error {
+			late := serves.Load()
+			begin := time.Now()
+			b, err := openBrowser(c.addr)
+			if err == nil {
+				defer b.conn.Close()
+				var a answer
+				if a, err = b.get("", 1000, int64(turn), ""); err == nil && late && a.backend != "young" {
+					err = fmt.Errorf("an old worker took a new connection")
+				}
+			}
+			slowest[worker] = max(slowest[worker], time.Since(begin))
+			if !late && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)) {
+				return nil // nobody listened at that moment
+			}
+			return err
+		})
+		l.more(200)
+		require.NoError(t, syscall.Kill(c.pid(), syscall.SIGKILL))
+		begin := time.Now()
+		next := startCup(t, engine, strings.Replace(text, old.addr, young.addr, 1))
+		took := time.Since(begin)
+		serves.Store(true)
+		l.renewed()
+		l.more(200)
+		failed := l.stop()
+		old.release()
+		_, err := held.response()
+		require.NoError(t, err)
+		require.NoError(t, held.conn.Close())
+		require.Equal(t, -1, c.wait())
+		c.allGone()
+		_, most := spread(slowest[:])
+		report(t, "killed master, another one started at once, "+engine,
+			"%d failed of %d requests; serves after %v; slowest request %v", len(failed), l.done.Load(), took, most)
+		require.Empty(t, failed)
+		require.Less(t, most, patience, "a connection hung")
+		require.Equal(t, c.addr, next.addr)
+	})
+}
