@@ -24,13 +24,11 @@ const MessageBytesMax = 64 << 10
 // is the slot's number.
 const WorkerEnvironment = "CLOUD_CUP_WORKER"
 
-// Descriptors that a worker inherits. Listeners follow from FDListeners on, in
-// the order of Start.Listeners.
+// Descriptors that a worker inherits. Listeners come by TypeListen.
 const (
-	FDChannel   = 3
-	FDCounters  = 4 // the incarnation's shm.Page
-	FDBackends  = 5 // shm.Backends, which all processes share
-	FDListeners = 6
+	FDChannel  = 3
+	FDCounters = 4 // the incarnation's shm.Page
+	FDBackends = 5 // shm.Backends, which all processes share
 )
 
 // Type says what a Message asks for or tells.
@@ -40,8 +38,8 @@ type Type string
 // TypeAck with its sequence number.
 const (
 	// TypeStart is the first message: what to serve, and how. A sealed
-	// Payload comes with it. The acknowledgement says that the worker
-	// accepts connections.
+	// Payload comes with it. The acknowledgement says that the worker is
+	// ready for listeners.
 	TypeStart Type = "start"
 	// TypePrepare asks to build what serving the Payload that comes with it
 	// needs; the acknowledgement says that a commit would succeed.
@@ -59,6 +57,16 @@ const (
 	// TypeDrain asks to stop accepting and to end within Deadline.
 	TypeDrain Type = "drain"
 
+	// TypeListen hands over the listening socket that comes with it; the
+	// acknowledgement says that the worker accepts connections from it.
+	TypeListen Type = "listen"
+	// TypeUnlisten asks to stop accepting from a listener. The
+	// acknowledgement says that the worker has closed its descriptor.
+	TypeUnlisten Type = "unlisten"
+	// TypeRenew asks to look for connections that wait in listeners: another
+	// worker that had them let go, or died.
+	TypeRenew Type = "renew"
+
 	TypeAck Type = "ack"
 	// TypeDrained is a worker's last message.
 	TypeDrained Type = "drained"
@@ -73,19 +81,28 @@ type Message struct {
 	Generation uint64        `json:"generation,omitempty"` // prepare, commit, abort
 	Deadline   time.Duration `json:"deadline,omitempty"`   // drain
 	Start      *Start        `json:"start,omitempty"`
-	Error      string        `json:"error,omitempty"` // ack: why not
+	Listener   *Listener     `json:"listener,omitempty"` // listen, unlisten
+	Error      string        `json:"error,omitempty"`    // ack: why not
 	Engine     *Engine       `json:"engine,omitempty"`
 	Cut        int           `json:"cut,omitempty"` // drained: connections cut at the deadline
 }
 
 // Start is what a worker must know before its first connection.
 type Start struct {
-	Slot      int      `json:"slot"`
-	Slots     int      `json:"slots"`
-	Listeners []string `json:"listeners"` // addresses, one per inherited listener
-	Engine    string   `json:"engine"`    // the one that the master chose
+	Slot   int    `json:"slot"`
+	Engine string `json:"engine"` // the one that the master chose
 	// Required forbids another engine than Engine.
 	Required bool `json:"required,omitempty"`
+}
+
+// Listener is a listening socket in a worker's hands.
+type Listener struct {
+	ID uint32 `json:"id"` // never used again by the same master
+	// Address is as configured, with the port in use; in TypeListen.
+	Address string `json:"address,omitempty"`
+	// Empty, in TypeUnlisten, asks to take all that waits in the accept queue
+	// first: the address is given up. Otherwise another worker has the socket.
+	Empty bool `json:"empty,omitempty"`
 }
 
 // Engine tells what a worker uses.

@@ -32,7 +32,7 @@ func TestChannelCarriesMessagesAndDescriptors(t *testing.T) {
 	require.NoError(t, err)
 	defer r.Close()
 
-	sent := Message{Seq: 7, Type: TypeStart, Start: &Start{Slot: 1, Slots: 2, Listeners: []string{"127.0.0.1:80"}, Engine: "uring"}}
+	sent := Message{Seq: 7, Type: TypeStart, Start: &Start{Slot: 1, Engine: "uring"}}
 	require.NoError(t, master.Send(sent, int(w.Fd())))
 	require.NoError(t, master.Send(Message{Seq: 8, Type: TypeSample}, -1))
 	require.NoError(t, w.Close())

@@ -100,7 +100,7 @@ type BackendStatus struct {
 // Applied is the answer to a reload or to a new configuration.
 type Applied struct {
 	Generation uint64 `json:"generation"`
-	Workers    int    `json:"workers"` // that acknowledged it
+	Workers    int    `json:"workers"` // that serve by it
 	DryRun     bool   `json:"dry_run,omitempty"`
 }
 

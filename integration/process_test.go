@@ -243,8 +243,7 @@ func TestReloadOfBrokenFile(t *testing.T) {
 			strings.Replace(text, `"workers": 1`, `"workerz": 1`, 1):             ":3:1: ",
 			strings.Replace(text, `"workers"`, `"workers`, 1):                    ":3:",
 			strings.Replace(text, `"*"`, `"nothing/*"`, 1):                       ":2:",
-			strings.Replace(text, `"workers": 1`, `"workers": 2`, 1):             "workers",
-			strings.Replace(text, `"127.0.0.1:0"`, `"127.0.0.1:1"`, 1):           "root",
+			strings.Replace(text, `"127.0.0.1:0"`, `"192.0.2.1:1"`, 1):           "192.0.2.1:1: ",
 			strings.Replace(text, `{"backends"`, `{"balance": 1, "backends"`, 1): ":2:",
 		} {
 			c.write(broken)

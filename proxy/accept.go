@@ -1,9 +1,14 @@
 package proxy
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
 	"syscall"
 
 	"github.com/cloud-cup/cloud-cup/loop"
+	"golang.org/x/sys/unix"
 )
 
 // acceptsMax is the number of accepts in flight per listener: one turn takes
@@ -15,50 +20,114 @@ const acceptsMax = 16
 // when one is freed.
 const acceptPause = int64(100e6)
 
-// listener is an inherited listening socket.
+// listener is a listening socket that other processes have too: the master at
+// least.
 type listener struct {
-	fd     int32
-	port   []byte // of the address, as text
-	ops    [acceptsMax]loop.Op
-	closed bool
+	id    uint32 // the caller's
+	index uint32 // in Proxy.listeners, where its place is used again
+	fd    int32
+	port  []byte // of the address, as text
+	ops   [acceptsMax]loop.Op
+
+	leaving leaving
+	took    bool   // an accept succeeded since the last look: there may be more
+	left    func() // called once our descriptor is closed; may be nil
 }
 
-// Listen begins to accept from an inherited, listening, non-blocking
-// descriptor, which the Proxy owns from now on. address is as configured, with the
-// port in use. On the loop's thread.
-func (p *Proxy) Listen(fd int32, address string) error {
-	if err := p.engine.Attach(fd); err != nil {
-		return err
+// leaving is how far a listener is on its way out.
+type leaving uint8
+
+const (
+	leavingNot   leaving = iota
+	leavingEmpty         // goes on until its accept queue is empty
+	leavingNow           // its accepts are cancelled; what they still bring is served
+)
+
+// Listen begins to accept from a listening, non-blocking descriptor, which the
+// Proxy owns from now on, also after an error. id names it in Unlisten and is no other
+// listener's. address is as configured, with the port in use. On the loop's
+// thread.
+func (p *Proxy) Listen(id uint32, fd int32, address string) error {
+	if err := p.attachListener(id, fd); err != nil {
+		return errors.Join(err, os.NewSyscallError("close", unix.Close(int(fd))))
 	}
-	l := &listener{fd: fd, port: portOf(address)}
+	index := slices.Index(p.listeners, nil)
+	if index < 0 {
+		index = len(p.listeners)
+		p.listeners = append(p.listeners, nil)
+	}
+	l := &listener{id: id, index: uint32(index), fd: fd, port: portOf(address)}
 	for i := range l.ops {
-		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: uint32(len(p.listeners))}}
+		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}}
 	}
-	p.listeners = append(p.listeners, l)
+	p.listeners[index] = l
 	p.armAccepts()
-	if !p.renewTimer.Scheduled() {
-		p.wheel.Schedule(&p.renewTimer, p.now+renewAfter[0])
+	p.RenewAccepts()
+	return nil
+}
+
+func (p *Proxy) attachListener(id uint32, fd int32) error {
+	if p.draining {
+		return errors.New("draining")
+	}
+	if p.listenerOf(id) != nil {
+		return fmt.Errorf("listener %d is known already", id)
+	}
+	return p.engine.Attach(fd)
+}
+
+// listenerOf returns the listener with the id, or nil.
+func (p *Proxy) listenerOf(id uint32) *listener {
+	for _, l := range p.listeners {
+		if l != nil && l.id == id {
+			return l
+		}
 	}
 	return nil
 }
 
-// renewAfter is when the accepts of a new worker are submitted anew. A killed
-// predecessor's io_uring is torn down some 20 to 40 ms after its death, and
-// until then its accepts stand first in the listener's queue of waiters, of
-// which the kernel wakes only one: a connection that comes in that time wakes a
-// dead one. An accept that is submitted anew finds it.
+// Unlisten stops accepting from a listener and closes the Proxy's descriptor
+// of it, then calls left. With empty, it first takes all connections that wait
+// in the accept queue; without, they are left to who else has the socket.
+// Connections that were accepted stay. It reports whether there is such a
+// listener. On the loop's thread.
+func (p *Proxy) Unlisten(id uint32, empty bool, left func()) bool {
+	l := p.listenerOf(id)
+	if l == nil {
+		return false
+	}
+	l.left = left
+	if empty {
+		l.leaveWhenEmpty()
+	} else {
+		p.leaveNow(l)
+	}
+	return true
+}
+
+// RenewAccepts makes sure that no connection waits unseen: see renewAfter. On
+// the loop's thread.
+func (p *Proxy) RenewAccepts() {
+	p.renewed = 0
+	p.wheel.Schedule(&p.renewTimer, p.now+renewAfter[0])
+}
+
+// renewAfter is when accepts are submitted anew after a listener came from
+// another worker. A killed worker's io_uring is torn down some 20 to 40 ms after
+// its death, and until then its accepts stand first in the listener's queue of
+// waiters, of which the kernel wakes only one: a connection that comes in that
+// time wakes a dead one, as it may wake one that is just being cancelled. An
+// accept that is submitted anew finds it.
 var renewAfter = []int64{20e6, 100e6, 500e6, 2e9, 10e9}
 
 // renewAccepts ends the accepts in flight; acceptDone then arms them again.
 func (p *Proxy) renewAccepts() {
 	for _, l := range p.listeners {
-		for i := range l.ops {
-			if l.ops[i].InFlight() {
-				p.engine.Cancel(&l.ops[i])
-			}
+		if l != nil {
+			p.cancelAccepts(l)
 		}
 	}
-	if p.renewed++; p.renewed < len(renewAfter) && !p.stopAccept {
+	if p.renewed++; p.renewed < len(renewAfter) {
 		p.wheel.Schedule(&p.renewTimer, p.now+renewAfter[p.renewed])
 	}
 }
@@ -80,21 +149,20 @@ func (p *Proxy) mayAccept(armed int) bool {
 // armAccepts submits the accepts that rest: one of each listener, then the
 // next of each.
 func (p *Proxy) armAccepts() {
-	if p.snap == nil || p.stopAccept {
+	if p.snap == nil {
 		return
 	}
 	p.throttled = false
 	for i := range acceptsMax {
 		for _, l := range p.listeners {
-			op := &l.ops[i]
-			if op.InFlight() {
+			if l == nil || l.leaving == leavingNow || l.ops[i].InFlight() {
 				continue
 			}
 			if !p.mayAccept(i) {
 				p.throttled = true
 				continue
 			}
-			p.engine.Submit(op)
+			p.engine.Submit(&l.ops[i])
 			p.acceptsArmed++
 		}
 	}
@@ -105,8 +173,9 @@ func (p *Proxy) acceptDone(op *loop.Op) {
 	p.acceptsArmed--
 	switch op.Err {
 	case 0:
-		p.acceptedNow = true
-		p.accepted(p.listeners[op.User.Index], op)
+		l := p.listeners[op.User.Index]
+		l.took = true
+		p.accepted(l, op)
 	case syscall.ECANCELED, syscall.ECONNABORTED, syscall.EINTR:
 	default:
 		// Descriptors or memory are short, or the listener is of no use:
@@ -130,27 +199,55 @@ func (p *Proxy) pauseAccepts(why syscall.Errno) {
 	p.wheel.Schedule(&p.acceptTimer, p.now+acceptPause)
 }
 
-// stopAccepting ends accepting once the accept queue is empty: connections
-// that were established before Drain are served.
-func (p *Proxy) stopAccepting() {
-	if p.acceptedNow && p.mayAccept(0) {
-		p.acceptedNow = false // there may be more: one more turn
-		return
+// leaveWhenEmpty makes l leave after a turn in which none of its accepts
+// succeeded: connections that were established before are served.
+func (l *listener) leaveWhenEmpty() {
+	if l.leaving == leavingNot {
+		l.leaving, l.took = leavingEmpty, true
 	}
-	if !p.stopAccept {
-		p.stopAccept = true
-		for _, l := range p.listeners {
-			for i := range l.ops {
-				if l.ops[i].InFlight() {
-					p.engine.Cancel(&l.ops[i])
-				}
+}
+
+// leaveNow ends l's accepts. Those that succeed nevertheless are served.
+func (p *Proxy) leaveNow(l *listener) {
+	l.leaving = leavingNow
+	p.cancelAccepts(l)
+}
+
+// leaveListeners moves the leaving listeners on. It reports whether the next
+// turn must not wait, because it shows whether an accept queue is empty.
+func (p *Proxy) leaveListeners() (hurry bool) {
+	for _, l := range p.listeners {
+		if l == nil || l.leaving == leavingNot {
+			continue
+		}
+		if l.leaving == leavingEmpty {
+			if l.took && p.mayAccept(0) {
+				l.took, hurry = false, true // there may be more: one more turn
+				continue
 			}
+			p.leaveNow(l)
+		}
+		if l.busy() {
+			continue // the last result comes back here
+		}
+		p.engine.CloseFD(l.fd)
+		p.listeners[l.index] = nil
+		if l.left != nil {
+			l.left()
 		}
 	}
-	for _, l := range p.listeners {
-		if !l.closed && !l.busy() {
-			l.closed = true
-			p.engine.CloseFD(l.fd)
+	return hurry
+}
+
+// listening reports whether there is a listener.
+func (p *Proxy) listening() bool {
+	return slices.ContainsFunc(p.listeners, func(l *listener) bool { return l != nil })
+}
+
+func (p *Proxy) cancelAccepts(l *listener) {
+	for i := range l.ops {
+		if l.ops[i].InFlight() {
+			p.engine.Cancel(&l.ops[i])
 		}
 	}
 }

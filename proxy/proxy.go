@@ -53,16 +53,14 @@ type Proxy struct {
 	freeExchanges *exchange
 	freeBatches   *batch
 
-	listeners    []*listener
+	listeners    []*listener // by index; nil places are free
 	acceptsArmed int
 	acceptPaused bool
 	acceptWarned int64
 	acceptTimer  loop.Timer
 	renewTimer   loop.Timer
-	renewed      int  // times that accepts were submitted anew
-	acceptedNow  bool // an accept succeeded in this turn
+	renewed      int  // times that accepts were submitted anew since RenewAccepts
 	throttled    bool // an accept rests for want of room
-	stopAccept   bool
 
 	draining    bool
 	cutAt       int64 // the drain's deadline
@@ -163,7 +161,11 @@ func (p *Proxy) Drain(deadline time.Duration) {
 		return
 	}
 	p.draining = true
-	p.acceptedNow = true // the queue is known to be empty after a turn without
+	for _, l := range p.listeners {
+		if l != nil {
+			l.leaveWhenEmpty()
+		}
+	}
 	p.cutAt = p.now + int64(deadline)
 	p.wheel.Schedule(&loop.Timer{Tag: timerCut}, p.cutAt)
 	for _, c := range p.conns {
@@ -178,11 +180,10 @@ func (p *Proxy) Drain(deadline time.Duration) {
 func (p *Proxy) Run() (cut int, err error) {
 	for {
 		wait := p.wheel.Next(p.now)
+		if p.leaveListeners() {
+			wait = 0
+		}
 		if p.draining {
-			if !p.stopAccept {
-				wait = 0
-			}
-			p.stopAccepting()
 			if p.now >= p.cutAt && cut == 0 {
 				cut = p.cutAll()
 			}
@@ -227,15 +228,7 @@ func (p *Proxy) turn() {
 
 // drained reports whether nothing is left to do.
 func (p *Proxy) drained() bool {
-	if p.clients > 0 {
-		return false
-	}
-	for _, l := range p.listeners {
-		if !l.closed {
-			return false
-		}
-	}
-	return true
+	return p.clients == 0 && !p.listening()
 }
 
 // deliver takes one result.

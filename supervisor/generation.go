@@ -198,12 +198,6 @@ func (g *generation) unchangeable(next *generation) error {
 	note := func(key string, from, to any) {
 		changed = append(changed, fmt.Sprintf("%s (from %v to %v)", key, from, to))
 	}
-	if !slices.Equal(g.cfg.Root, next.cfg.Root) {
-		note("root", g.cfg.Root, next.cfg.Root)
-	}
-	if g.cfg.Workers != next.cfg.Workers {
-		note("workers", g.cfg.Workers, next.cfg.Workers)
-	}
 	if g.cfg.Admin != next.cfg.Admin {
 		note("admin.socket", g.cfg.Admin.Socket, next.cfg.Admin.Socket)
 	}

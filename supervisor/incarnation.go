@@ -65,6 +65,9 @@ type incarnation struct {
 	started time.Time
 
 	ended chan struct{} // closed when everything that it said was read
+	over  chan struct{} // closed when the process has ended
+	how   string        // it ended, once over is closed
+	clean bool          // and whether by itself
 
 	mu      sync.Mutex
 	seq     uint64
@@ -72,10 +75,13 @@ type incarnation struct {
 	gone    bool             // the channel has ended
 	drained *control.Message // its last words
 
-	engine control.Engine // set by the acknowledgement of the start
+	engine control.Engine   // set by the acknowledgement of the start
+	built  bool             // the start was acknowledged; guarded by Master.mu
+	unfit  error            // why it is being killed; guarded by Master.mu
+	holds  map[*socket]bool // that it accepts from; guarded by Master.handing
 }
 
-// spawn starts the worker of a slot, whose listeners it inherits.
+// spawn starts the worker of a slot.
 func (m *Master) spawn(number int) (in *incarnation, err error) {
 	channel, childEnd, err := control.Pair()
 	if err != nil {
@@ -89,11 +95,11 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	defer unix.Close(pageFD)
 
 	fds := []uintptr{0, 1, 2, childEnd.Fd(), uintptr(pageFD), uintptr(m.shared.fd)} // see control.FDChannel
-	for _, g := range m.groups {
-		fds = append(fds, uintptr(g.fds[number]))
-	}
 	env := append(os.Environ(), control.WorkerEnvironment+"="+strconv.Itoa(number))
-	in = &incarnation{channel: channel, page: page, waiting: map[uint64]chan control.Message{}, started: time.Now(), ended: make(chan struct{})}
+	in = &incarnation{
+		channel: channel, page: page, started: time.Now(), waiting: map[uint64]chan control.Message{},
+		ended: make(chan struct{}), over: make(chan struct{}), holds: map[*socket]bool{},
+	}
 	in.pid, err = m.spawner.start(fmt.Sprintf("cloud-cup: worker %d", number), env, fds)
 	if err == nil {
 		in.process, err = os.FindProcess(in.pid)
@@ -103,6 +109,10 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	}
 	m.shared.attach(page)
 	go in.receive()
+	go func() {
+		in.how, in.clean = in.wait()
+		close(in.over)
+	}()
 	return in, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,78 +14,75 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// backlog is the length of each accept queue; the kernel clamps it to
-// net.core.somaxconn.
-const backlog = 4096
-
 // orphanWait is how long a new master waits for the workers of one that was
 // killed to close their listeners.
 const orphanWait = time.Second
 
-// group is one address of the configuration with one SO_REUSEPORT socket per
-// slot. The master keeps the sockets as long as it lives, so that the accept
-// queues outlive workers.
-type group struct {
-	address string // as bound: with the port, if the kernel chose it
-	fds     []int  // by slot
-	lockFD  int
-}
-
-// listenOn binds root, an address as config.Config.Root has it, for slots
+// bindGroup binds root, an address as config.Config.Root has it, for slots
 // workers. ":port" is all addresses of both families (IPv4's alone where there
 // is no IPv6); an IPv6 address is IPv6 only, so that "0.0.0.0:80" and
 // "[::]:80" can stand beside each other.
-func listenOn(root string, slots int) (*group, error) {
-	g, err := listenGroup(root, slots)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", root, err)
-	}
-	return g, nil
-}
-
-func listenGroup(root string, slots int) (*group, error) {
+func (set *socketSet) bindGroup(root string, slots int) (*group, error) {
 	dual := strings.HasPrefix(root, ":")
+	text := root
 	if dual {
-		root = "[::]" + root
+		text = "[::]" + root
 	}
-	addr, err := netip.ParseAddrPort(root)
+	addr, err := netip.ParseAddrPort(text)
 	if err != nil {
 		return nil, err
 	}
-	g := &group{lockFD: -1}
+	g := &group{root: root, lockFD: -1}
 	if addr.Port() != 0 {
 		if g.lockFD, err = lockAddress(addr); err != nil {
 			return nil, err
 		}
-		if err = awaitFree(&addr, dual); err != nil {
-			return nil, errors.Join(err, g.close())
+		// A reload may replace an address by one that overlaps it.
+		if !set.hasPort(addr.Port()) {
+			err = awaitFree(&addr, dual)
 		}
 	}
-	for range slots {
+	if err == nil {
+		err = set.bindAll(g, addr, dual, slots)
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.close())
+	}
+	return g, nil
+}
+
+// bindAll binds a socket for each slot.
+func (set *socketSet) bindAll(g *group, addr netip.AddrPort, dual bool, slots int) error {
+	for n := range slots {
 		fd, err := bind(addr, dual, true)
-		if err != nil && dual && len(g.fds) == 0 && noIPv6(err) {
+		if err != nil && dual && n == 0 && noIPv6(err) {
 			addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
 			dual = false
 			fd, err = bind(addr, dual, true)
 		}
 		if err != nil {
-			return nil, errors.Join(err, g.close())
+			return err
 		}
-		g.fds = append(g.fds, fd)
+		g.sockets = append(g.sockets, set.newSocket(g, fd, n))
 		if addr.Port() == 0 {
 			if addr, err = boundTo(fd); err == nil {
 				g.lockFD, err = lockAddress(addr)
 			}
 			if err != nil {
-				return nil, errors.Join(err, g.close())
+				return err
 			}
-		}
-		if err := unix.Listen(fd, backlog); err != nil {
-			return nil, errors.Join(os.NewSyscallError("listen", err), g.close())
 		}
 	}
 	g.address = addr.String()
-	return g, nil
+	return nil
+}
+
+// hasPort reports whether one of the set's addresses has the port.
+func (set *socketSet) hasPort(port uint16) bool {
+	return slices.ContainsFunc(set.groups, func(g *group) bool {
+		addr, err := netip.ParseAddrPort(g.address)
+		return err == nil && addr.Port() == port
+	})
 }
 
 // awaitFree returns nil when nobody listens on addr, also not with
@@ -187,18 +185,6 @@ func boundTo(fd int) (netip.AddrPort, error) {
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
 	}
 	return netip.AddrPort{}, errors.New("not a TCP socket")
-}
-
-// close closes the sockets and gives the address up.
-func (g *group) close() error {
-	var errs []error
-	for _, fd := range append(g.fds, g.lockFD) {
-		if fd >= 0 {
-			errs = append(errs, os.NewSyscallError("close", unix.Close(fd)))
-		}
-	}
-	g.fds, g.lockFD = nil, -1
-	return errors.Join(errs...)
 }
 
 // lockAddress takes the lock of an address, which a master alone holds and the

@@ -83,6 +83,10 @@ func (m *Master) apply(next *generation, dryRun bool) (*control.Applied, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := m.fill(true); err != nil {
+		m.log.Error("a further worker does not start yet", "err", err)
+	}
+	applied.Workers = len(m.running())
 	for host, why := range next.failures {
 		m.log.Warn("backend does not resolve", "backend", host, "err", why)
 	}
@@ -116,12 +120,19 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	if len(workers) == 0 {
 		return nil, errors.New("no worker is running")
 	}
+	count := m.workersFor(next)
+	change, err := m.sockets.prepare(next.cfg.Root, count)
+	if err != nil {
+		return nil, err
+	}
+	defer change.abort()
 	m.lastNumber++ // also after an abort: a number names one configuration
 	next.number = m.lastNumber
 	if err := m.shared.assign(next); err != nil {
 		return nil, err
 	}
-	if err := prepare(workers, next); err != nil {
+	removed, err := m.prepare(workers, next, change)
+	if err != nil {
 		m.shared.revoke(next)
 		return nil, err
 	}
@@ -132,7 +143,7 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	if max(len(next.text), len(m.current.text)) >= largeConfig {
 		defer func() { go debug.FreeOSMemory() }()
 	}
-	m.current = next
+	m.current, m.count = next, count
 	m.shared.committed(next)
 	m.failures = next.failures
 	m.mu.Unlock()
@@ -144,25 +155,45 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 			<-workers[slot].ended
 		}
 	}
+	m.listenAsConfigured(removed)
 	m.mu.Lock()
 	m.served = next.number
 	m.mu.Unlock()
 	return &control.Applied{Generation: next.number, Workers: len(workers)}, nil
 }
 
-// prepare has all workers build what serving next needs, or none keep it.
-func prepare(workers map[int]*incarnation, next *generation) error {
+// prepare has all workers build what serving next needs, and the sockets of
+// change listen, or neither. It returns the addresses that are to be given up.
+func (m *Master) prepare(workers map[int]*incarnation, next *generation, change *socketChange) (removed []*group, err error) {
 	fd, err := next.seal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unix.Close(fd)
 	errs := askAll(workers, control.Message{Type: control.TypePrepare, Generation: next.number}, fd)
-	if err := firstRefusal(errs); err != nil {
-		askAll(workers, control.Message{Type: control.TypeAbort, Generation: next.number}, -1)
-		return err
+	err = firstRefusal(errs)
+	if err == nil {
+		m.mu.Lock()
+		removed, err = change.commit()
+		m.mu.Unlock()
 	}
-	return nil
+	if err != nil {
+		askAll(workers, control.Message{Type: control.TypeAbort, Generation: next.number}, -1)
+	}
+	return removed, err
+}
+
+// listenAsConfigured lets the workers take the sockets that are new, lets them
+// and the master go of removed addresses, and gives up the slots that are too
+// many. m.applying is held, and m.turn for writing.
+func (m *Master) listenAsConfigured(removed []*group) {
+	m.handOver()
+	for _, g := range removed {
+		if err := g.close(); err != nil {
+			m.log.Error("listener", "address", g.address, "err", err)
+		}
+	}
+	m.giveUp()
 }
 
 // askAll calls all workers at once and returns each one's error by its slot.
@@ -202,7 +233,7 @@ func firstRefusal(errs map[int]error) error {
 // awaitRunning waits until every slot has a running worker, or too long.
 func (m *Master) awaitRunning() {
 	deadline := time.Now().Add(reloadTimeout)
-	for len(m.running()) < len(m.slots) && time.Now().Before(deadline) && !m.isStopping() {
+	for len(m.running()) < m.count && time.Now().Before(deadline) && !m.isStopping() {
 		time.Sleep(5 * time.Millisecond)
 	}
 }

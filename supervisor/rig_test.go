@@ -58,7 +58,7 @@ func testWorker() int {
 		return 91
 	}
 	counters := &page.Counters
-	var listeners []net.Listener
+	listeners := map[uint32]net.Listener{}
 	var prepared *control.Payload
 	for {
 		msg, fd, err := channel.Receive()
@@ -67,7 +67,7 @@ func testWorker() int {
 		}
 		ack := control.Message{Type: control.TypeAck, Seq: msg.Seq}
 		var payload control.Payload
-		if fd >= 0 {
+		if fd >= 0 && msg.Type != control.TypeListen {
 			text, err := sys.ReadSealed(fd)
 			if err != nil || json.Unmarshal(text, &payload) != nil || syscall.Close(fd) != nil {
 				return 92
@@ -81,15 +81,14 @@ func testWorker() int {
 				break
 			}
 			counters.Generation, counters.OldestGeneration = payload.Generation, payload.Generation
-			for i := range msg.Start.Listeners {
-				l, err := net.FileListener(os.NewFile(uintptr(control.FDListeners+i), "listener"))
-				if err != nil {
-					return 93
-				}
-				listeners = append(listeners, l)
-				go answerAll(l, counters)
-			}
 			ack.Engine = &control.Engine{Name: msg.Start.Engine, Detail: "test"}
+		case control.TypeListen:
+			if listeners[msg.Listener.ID], err = answerOn(fd, counters); err != nil {
+				return 93
+			}
+		case control.TypeUnlisten:
+			listeners[msg.Listener.ID].Close()
+			delete(listeners, msg.Listener.ID)
 		case control.TypePrepare:
 			switch {
 			case strings.Contains(text, "refuse.test"):
@@ -118,6 +117,17 @@ func testWorker() int {
 			return 96
 		}
 	}
+}
+
+// answerOn answers the connections to a listening socket, which it takes over.
+func answerOn(fd int, counters *shm.Counters) (net.Listener, error) {
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err == nil {
+		go answerAll(l, counters)
+	}
+	return l, err
 }
 
 func answerAll(l net.Listener, counters *shm.Counters) {
@@ -266,4 +276,17 @@ func stopProcess(t *testing.T, pid int) {
 		_, rest, _ := strings.Cut(string(text), ") ")
 		return strings.HasPrefix(rest, "T")
 	})
+}
+
+// listenOn listens on root as a master of its own would.
+func listenOn(root string, slots int) (*group, error) {
+	var set socketSet
+	change, err := set.prepare([]string{root}, slots)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := change.commit(); err != nil {
+		return nil, errors.Join(err, change.abort())
+	}
+	return set.groups[0], nil
 }

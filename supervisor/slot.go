@@ -3,6 +3,8 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/control"
@@ -35,63 +37,153 @@ func backoff(deaths int) time.Duration {
 }
 
 // slot is a worker's fixed number with the worker that has it now. Its fields
-// are guarded by Master.mu.
+// are guarded by Master.mu, but for those of the keeper.
 type slot struct {
 	number    int
 	state     string       // one of control.Worker…
 	in        *incarnation // nil while there is no process
-	base      shm.Totals   // of its dead workers
+	away      bool         // no worker comes soon: others serve its sockets
+	leaving   []*incarnation
+	base      shm.Totals // of its dead workers
 	restarts  uint64
 	lastDeath string
-	lastCut   int  // connections that the last worker cut when it was drained
-	lastClean bool // the last worker ended in order
+
+	// Of the goroutine in keep, if the slot has one: closing quit ends it,
+	// and kept tells that it has ended. Guarded by Master.applying.
+	quit, kept chan struct{}
 }
 
-// keep runs the slot's workers one after another until the master stops. tell
-// is called with the outcome of each start, and of each life.
-func (m *Master) keep(s *slot, tell func(error)) {
+// able reports whether the slot has a worker that can take listeners.
+func (s *slot) able() bool { return s.in != nil && s.in.built && s.in.unfit == nil && !s.in.isGone() }
+
+// workers are all that the slot has, also those that leave.
+func (s *slot) workers() []*incarnation {
+	if s.in == nil {
+		return s.leaving
+	}
+	return append([]*incarnation{s.in}, s.leaving...)
+}
+
+// fill sees to it that each slot that the configuration wants is kept, and no
+// other, and waits for the first start of new ones; the error is that of the
+// first that failed. away says that others serve their sockets until then.
+// m.applying is held, or nobody else is there yet.
+func (m *Master) fill(away bool) error {
+	m.mu.Lock()
+	for len(m.slots) < m.count {
+		m.slots = append(m.slots, &slot{number: len(m.slots), state: control.WorkerStarting, away: away})
+	}
+	wanted, others := m.slots[:m.count], m.slots[m.count:]
+	if m.isStopping() {
+		wanted = nil // nobody waits for others than are there now
+	}
+	m.slotsEnded.Add(len(wanted))
+	m.mu.Unlock()
+	for _, s := range others {
+		if s.kept != nil {
+			<-s.kept // soon: quit is closed
+		}
+	}
+	first := make(chan error, len(wanted))
+	fresh := 0
+	for _, s := range wanted {
+		if s.quit != nil {
+			m.slotsEnded.Done()
+			continue
+		}
+		s.quit, s.kept = make(chan struct{}), make(chan struct{})
+		fresh++
+		var once sync.Once
+		go m.keep(s, s.quit, func(err error) { once.Do(func() { first <- err }) })
+	}
+	for range fresh {
+		if err := <-first; err != nil {
+			return fmt.Errorf("worker: %w", err)
+		}
+	}
+	return nil
+}
+
+// giveUp ends the keeping of the slots that the configuration does not want
+// any more. Their workers have no listeners left. m.applying is held.
+func (m *Master) giveUp() {
+	for _, s := range m.slots[min(m.count, len(m.slots)):] {
+		if s.quit != nil {
+			close(s.quit)
+			s.quit = nil
+		}
+	}
+}
+
+// keep runs the slot's workers one after another until the master stops or
+// quit is closed. tell is called with the outcome of each start, and of each
+// life.
+func (m *Master) keep(s *slot, quit <-chan struct{}, tell func(error)) {
 	defer m.slotsEnded.Done()
-	deaths := 0
-	for {
+	defer close(s.kept)
+	for deaths := 0; ; {
 		in, err := m.begin(s)
 		if err == nil {
 			tell(nil)
+			select {
+			case <-in.over:
+			case <-quit:
+				m.sendAway(s, in)
+				return
+			}
 		}
 		age := time.Duration(0)
 		if in != nil {
-			how, clean := in.wait()
+			<-in.over
 			if err != nil {
-				how = err.Error() + ": " + how
+				err = fmt.Errorf("%w: %s", err, in.how)
+			} else {
+				err = errors.New(in.how)
 			}
 			age = time.Since(in.started)
-			m.bury(s, in, how, clean)
-			err = errors.New(how)
+			m.bury(s, in, err.Error())
 		}
 		tell(err)
 		if age >= youngDeath {
 			deaths = 0
 		}
 		deaths++
-		delay := backoff(deaths)
-		if m.isStopping() {
+		if !m.pause(s, quit, backoff(deaths), age, err) {
 			m.setState(s, control.WorkerEnded)
 			return
 		}
-		m.log.Error("worker ended", "slot", s.number, "reason", err, "age", age.Round(time.Millisecond).String(),
-			"again_in", delay.String())
-		if delay > 0 {
-			m.setState(s, control.WorkerWaiting)
-		}
-		select {
-		case <-time.After(delay):
-		case <-m.stopping:
-			m.setState(s, control.WorkerEnded)
-			return
-		}
+	}
+}
+
+// pause lets delay pass between a worker's death and the next one. It reports
+// whether there is to be a next one.
+func (m *Master) pause(s *slot, quit <-chan struct{}, delay, age time.Duration, why error) bool {
+	select {
+	case <-quit:
+		return false
+	case <-m.stopping:
+		return false
+	default:
+	}
+	m.log.Error("worker ended", "slot", s.number, "reason", why, "age", age.Round(time.Millisecond).String(),
+		"again_in", delay.String())
+	if delay > 0 {
 		m.mu.Lock()
-		s.restarts++
+		s.state, s.away = control.WorkerWaiting, true
 		m.mu.Unlock()
 	}
+	m.reassign(delay > 0)
+	select {
+	case <-time.After(delay):
+	case <-quit:
+		return false
+	case <-m.stopping:
+		return false
+	}
+	m.mu.Lock()
+	s.restarts++
+	m.mu.Unlock()
+	return true
 }
 
 // begin starts a worker and waits until it serves. A reload cannot happen in
@@ -103,6 +195,9 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	if m.isStopping() {
 		return nil, errors.New("the master is stopping")
 	}
+	if s.number >= m.count {
+		return nil, errors.New("the slot is given up")
+	}
 	in, err := m.spawn(s.number)
 	if err != nil {
 		return nil, err
@@ -113,21 +208,28 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	m.mu.Unlock()
 
 	start := control.Message{Type: control.TypeStart, Start: &control.Start{
-		Slot:      s.number,
-		Slots:     len(m.slots),
-		Listeners: m.addresses(),
-		Engine:    m.engine.Used,
-		Required:  m.engine.Asked != EngineAuto,
+		Slot:     s.number,
+		Engine:   m.engine.Used,
+		Required: m.engine.Asked != EngineAuto,
 	}}
 	ack, err := m.callWithPayload(in, start, g, startTimeout)
+	if err == nil {
+		m.mu.Lock()
+		if ack.Engine != nil {
+			in.engine = *ack.Engine
+		}
+		in.built, s.away = true, false
+		m.mu.Unlock()
+		m.handOver()
+		m.mu.Lock()
+		err = in.unfit
+		m.mu.Unlock()
+	}
 	if err != nil {
 		time.AfterFunc(lastLog, in.kill)
 		return in, fmt.Errorf("start: %w", err)
 	}
 	m.mu.Lock()
-	if ack.Engine != nil {
-		in.engine = *ack.Engine
-	}
 	if s.state == control.WorkerStarting {
 		s.state = control.WorkerRunning
 	}
@@ -147,20 +249,50 @@ func (m *Master) callWithPayload(in *incarnation, msg control.Message, g *genera
 	return in.call(msg, fd, timeout)
 }
 
+// sendAway lets a worker without listeners end once its connections have
+// ended, and leaves the slot to the next one.
+func (m *Master) sendAway(s *slot, in *incarnation) {
+	m.mu.Lock()
+	s.in, s.state, s.away = nil, control.WorkerEnded, true
+	s.leaving = append(s.leaving, in)
+	deadline := m.current.cfg.Timeouts.Drain
+	m.mu.Unlock()
+	m.slotsEnded.Add(1)
+	go func() {
+		defer m.slotsEnded.Done()
+		m.drain(in, deadline)
+		select {
+		case <-in.over:
+		case <-time.After(deadline + drainGrace):
+			in.kill()
+			<-in.over
+		}
+		m.bury(s, in, in.how)
+		m.log.Info("worker given up", "slot", s.number, "pid", in.pid, "end", in.how)
+	}()
+}
+
 // bury adds a dead worker's counters to its slot's and frees what it had.
-func (m *Master) bury(s *slot, in *incarnation, reason string, clean bool) {
+func (m *Master) bury(s *slot, in *incarnation, reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.base.Add(&in.page.Counters.Totals)
 	m.shared.bury(in.page)
-	s.in = nil
-	s.state = control.WorkerStarting
-	s.lastDeath = reason
 	words := in.lastWords()
-	s.lastClean = clean && words != nil
-	s.lastCut = 0
-	if words != nil {
-		s.lastCut = words.Cut
+	if s.in == in {
+		s.in = nil
+		s.state = control.WorkerStarting
+		s.lastDeath = reason
+	} else {
+		s.leaving = slices.DeleteFunc(s.leaving, func(other *incarnation) bool { return other == in })
+	}
+	if m.isStopping() {
+		if words != nil {
+			m.cut += words.Cut
+		}
+		if !in.clean || words == nil {
+			m.lost++
+		}
 	}
 	if err := errors.Join(in.page.Close(), in.channel.Close()); err != nil {
 		m.log.Warn("worker's remains", "slot", s.number, "err", err)

@@ -33,7 +33,7 @@ func (m *Master) Status() *control.Status {
 			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),
 		},
 		Engine:    m.engine,
-		Listeners: m.addresses(),
+		Listeners: m.sockets.addresses(),
 		Backends:  backendStatus(g, m.failures),
 	}
 	var totals shm.Totals
@@ -41,7 +41,14 @@ func (m *Master) Status() *control.Status {
 		w, sum := m.workerStatus(slot)
 		w.Stale = slot.in != nil && stale[slot.in]
 		totals.Add(&sum)
-		s.Workers = append(s.Workers, w)
+		if slot.number < m.count {
+			s.Workers = append(s.Workers, w)
+		}
+		for _, in := range slot.leaving {
+			w, sum := m.leavingStatus(slot, in)
+			totals.Add(&sum)
+			s.Workers = append(s.Workers, w)
+		}
 	}
 	s.Totals = m.totalsStatus(&totals)
 	return s
@@ -72,21 +79,36 @@ func (m *Master) sample() map[*incarnation]bool {
 func (m *Master) workerStatus(s *slot) (control.WorkerStatus, shm.Totals) {
 	w := control.WorkerStatus{Slot: s.number, State: s.state, Restarts: s.restarts, LastDeath: s.lastDeath}
 	sum := s.base
-	if in := s.in; in != nil {
-		c := &in.page.Counters
-		sum.Add(&c.Totals)
-		w.PID = in.pid
-		w.Engine, w.Detail, w.Fallback = in.engine.Name, in.engine.Detail, in.engine.Fallback
-		w.Uptime = time.Since(in.started).Seconds()
-		w.Generation = c.Generation
-		w.Connections = c.Connections
-		w.BackendIdle = c.BackendIdle
-		w.BuffersLent = c.BuffersLent
-		w.BuffersMapped = c.BuffersMapped
-		w.Goroutines = c.Goroutines
+	if s.in != nil {
+		sum.Add(&s.in.page.Counters.Totals)
+		describe(&w, s.in)
 	}
 	w.Totals = m.totalsStatus(&sum)
 	return w, sum
+}
+
+// leavingStatus is a worker that a slot has given up, with its own counters.
+// m.mu is held.
+func (m *Master) leavingStatus(s *slot, in *incarnation) (control.WorkerStatus, shm.Totals) {
+	w := control.WorkerStatus{Slot: s.number, State: control.WorkerDraining}
+	describe(&w, in)
+	sum := in.page.Counters.Totals
+	w.Totals = m.totalsStatus(&sum)
+	return w, sum
+}
+
+// describe fills in what belongs to a slot's process.
+func describe(w *control.WorkerStatus, in *incarnation) {
+	c := &in.page.Counters
+	w.PID = in.pid
+	w.Engine, w.Detail, w.Fallback = in.engine.Name, in.engine.Detail, in.engine.Fallback
+	w.Uptime = time.Since(in.started).Seconds()
+	w.Generation = c.Generation
+	w.Connections = c.Connections
+	w.BackendIdle = c.BackendIdle
+	w.BuffersLent = c.BuffersLent
+	w.BuffersMapped = c.BuffersMapped
+	w.Goroutines = c.Goroutines
 }
 
 // totalsStatus is t with the reasons' words.

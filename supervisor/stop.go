@@ -84,14 +84,19 @@ func (m *Master) drainAll(deadline time.Duration) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline}, -1, deadline+drainGrace)
-			if err != nil && !errors.Is(err, errGone) {
-				m.log.Error("worker does not drain and is killed", "pid", in.pid, "err", err)
-				in.kill()
-			}
+			m.drain(in, deadline)
 		}()
 	}
 	wg.Wait()
+}
+
+// drain tells a worker to drain; one that does not answer is killed.
+func (m *Master) drain(in *incarnation, deadline time.Duration) {
+	_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline}, -1, deadline+drainGrace)
+	if err != nil && !errors.Is(err, errGone) {
+		m.log.Error("worker does not drain and is killed", "pid", in.pid, "err", err)
+		in.kill()
+	}
 }
 
 // drainable marks all workers as draining and returns them.
@@ -112,18 +117,11 @@ func (m *Master) drainable() []*incarnation {
 func (m *Master) drainResult() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	cut, lost := 0, 0
-	for _, s := range m.slots {
-		cut += s.lastCut
-		if !s.lastClean && s.lastDeath != "" {
-			lost++
-		}
-	}
-	if cut == 0 && lost == 0 {
+	if m.cut == 0 && m.lost == 0 {
 		m.log.Info("stopped")
 		return nil
 	}
-	m.log.Warn("stopped", "connections_cut", cut, "workers_killed", lost)
+	m.log.Warn("stopped", "connections_cut", m.cut, "workers_killed", m.lost)
 	return &ExitError{Code: exitCut, Err: errors.New("the drain deadline passed before all connections ended")}
 }
 

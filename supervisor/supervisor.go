@@ -9,7 +9,6 @@ package supervisor
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -99,9 +98,11 @@ type Master struct {
 	options Options
 	log     *slog.Logger
 	started time.Time
+	cpus    int // workers where nobody says how many
 	engine  control.EngineStatus
-	groups  []*group
-	slots   []*slot
+	sockets socketSet // guarded by mu; changes only while turn is held for writing
+	slots   []*slot   // guarded by mu; once there, a slot stays
+	count   int       // of the slots that are wanted; guarded by mu, and by turn for reading
 	spawner *spawner
 	lookup  lookupFunc
 	shared  *registry
@@ -111,6 +112,8 @@ type Master struct {
 	// turn is held for reading while a worker starts, and for writing while
 	// a reload runs.
 	turn sync.RWMutex
+	// handing serializes handOver; it is taken after turn.
+	handing sync.Mutex
 
 	mu         sync.Mutex
 	current    *generation
@@ -118,6 +121,7 @@ type Master struct {
 	failures   map[string]string // why names do not resolve now
 	lastNumber uint64            // of generations; guarded by turn
 
+	cut, lost  int           // connections and workers that did not end in order while stopping
 	stopping   chan struct{} // closed when the master begins to stop
 	slotsEnded sync.WaitGroup
 }
@@ -146,7 +150,7 @@ func Run(o Options) error {
 
 func newMaster(o Options) *Master {
 	return &Master{
-		options: o, log: o.Log, started: time.Now(), spawner: newSpawner(),
+		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
 		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}),
 	}
 }
@@ -163,19 +167,13 @@ func (m *Master) start() (*adminServer, error) {
 	if m.engine, err = chooseEngine(m.options.Engine, m.options.Probe, m.log); err != nil {
 		return nil, err
 	}
-	count := m.options.Workers
-	if count == 0 {
-		count = g.cfg.Workers
+	m.count = m.workersFor(g)
+	change, err := m.sockets.prepare(g.cfg.Root, m.count)
+	if err != nil {
+		return nil, err
 	}
-	if count == 0 {
-		count = usableCPUs()
-	}
-	for _, root := range g.cfg.Root {
-		gr, err := listenOn(root, count)
-		if err != nil {
-			return nil, errors.Join(err, m.closeListeners())
-		}
-		m.groups = append(m.groups, gr)
+	if _, err := change.commit(); err != nil {
+		return nil, errors.Join(err, change.abort())
 	}
 	admin, err := m.listenAdmin(g)
 	if err != nil {
@@ -195,7 +193,8 @@ func (m *Master) start() (*adminServer, error) {
 	}
 	m.shared.committed(g)
 	m.current, m.failures, m.served = g, g.failures, g.number
-	if err := m.startWorkers(count); err != nil {
+	if err := m.fill(false); err != nil {
+		m.abandon()
 		return nil, errors.Join(err, admin.close(), m.closeListeners())
 	}
 	admin.serve()
@@ -214,25 +213,15 @@ func (m *Master) firstGeneration() (*generation, error) {
 	return parse(m.options.Name, m.options.Text, dir, sourceDemo)
 }
 
-// startWorkers starts a worker per slot. One that cannot start is an error,
-// and then none is left.
-func (m *Master) startWorkers(count int) error {
-	for i := range count {
-		m.slots = append(m.slots, &slot{number: i, state: control.WorkerStarting})
+// workersFor is the number of workers that g asks for. The flag beats it.
+func (m *Master) workersFor(g *generation) int {
+	switch {
+	case m.options.Workers > 0:
+		return m.options.Workers
+	case g.cfg.Workers > 0:
+		return g.cfg.Workers
 	}
-	first := make(chan error, count)
-	m.slotsEnded.Add(count)
-	for _, s := range m.slots {
-		var once sync.Once
-		go m.keep(s, func(err error) { once.Do(func() { first <- err }) })
-	}
-	for range m.slots {
-		if err := <-first; err != nil {
-			m.abandon()
-			return fmt.Errorf("worker: %w", err)
-		}
-	}
-	return nil
+	return m.cpus
 }
 
 // abandon ends all workers at once.
@@ -253,8 +242,8 @@ func (m *Master) killAll() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		for _, s := range m.slots {
-			if s.in != nil {
-				s.in.kill()
+			for _, in := range s.workers() {
+				in.kill()
 			}
 		}
 	}
@@ -273,7 +262,7 @@ func (m *Master) awaitTurn() {
 // announce tells that all workers accept connections.
 func (m *Master) announce(admin *adminServer) {
 	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
-		"workers", len(m.slots), "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name())
+		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name())
 	if m.options.Ready != nil {
 		m.options.Ready(m.addresses())
 	}
@@ -281,22 +270,16 @@ func (m *Master) announce(admin *adminServer) {
 
 // addresses are those that are listened on, in the configuration's order.
 func (m *Master) addresses() []string {
-	var list []string
-	for _, g := range m.groups {
-		list = append(list, g.address)
-	}
-	return list
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sockets.addresses()
 }
 
 // closeListeners gives all addresses up. No worker may be about to start.
 func (m *Master) closeListeners() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var errs []error
-	for _, g := range m.groups {
-		errs = append(errs, g.close())
-	}
-	return errors.Join(errs...)
+	return m.sockets.close()
 }
 
 // generation is the one in force.

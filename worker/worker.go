@@ -1,6 +1,6 @@
-// Package worker is one worker process: it opens the engine, takes the
-// listeners that it inherited, builds the proxy from the configuration that
-// the master sent, and obeys the control channel until it is drained. It opens
+// Package worker is one worker process: it opens the engine, builds the proxy
+// from the configuration that the master sent, takes the listeners that the
+// master hands over, and obeys the control channel until it is drained. It opens
 // no files and resolves no names; what it needs comes from the master.
 //
 // One goroutine, locked to its thread, turns the loop. The others belong to the
@@ -118,7 +118,7 @@ func nameProcess() {
 	_ = os.WriteFile("/proc/self/comm", []byte("cup-worker "+os.Getenv(control.WorkerEnvironment)), 0)
 }
 
-// start brings the worker up to its first connection, and tells the master how
+// start brings the worker up to its first listener, and tells the master how
 // it went.
 func (w *worker) start() error {
 	channel, err := control.Inherited(control.FDChannel)
@@ -176,16 +176,6 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	})
 	w.apply(first)
 	w.large = first.large
-	for i, address := range start.Listeners {
-		listener := control.FDListeners + i
-		unix.CloseOnExec(listener)
-		if err := unix.SetNonblock(listener, true); err != nil {
-			return nil, fmt.Errorf("listener %s: %w", address, err)
-		}
-		if err := w.proxy.Listen(int32(listener), address); err != nil {
-			return nil, fmt.Errorf("listener %s: %w", address, err)
-		}
-	}
 	return &control.Engine{Name: w.engine.Name(), Detail: w.engine.Detail(), Fallback: opened.fallback}, nil
 }
 
@@ -268,6 +258,12 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		return nil
 	case control.TypeSample:
 		return w.sample()
+	case control.TypeListen:
+		return w.listen(msg.Listener, fd)
+	case control.TypeUnlisten:
+		return w.unlisten(msg.Listener)
+	case control.TypeRenew:
+		return w.onLoop(w.proxy.RenewAccepts)
 	case control.TypeDrain:
 		return w.beginDrain(msg.Deadline)
 	}

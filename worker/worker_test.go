@@ -51,6 +51,7 @@ type rig struct {
 	page    *shm.Page
 	rows    *shm.Backends
 	address string
+	listen  *os.File // the listening socket
 	seq     uint64
 	log     *strings.Builder
 }
@@ -62,9 +63,8 @@ func startRig(t *testing.T) *rig {
 	require.NoError(t, err)
 	defer l.Close()
 	r.address = l.Addr().String()
-	listener, err := l.(*net.TCPListener).File()
+	r.listen, err = l.(*net.TCPListener).File()
 	require.NoError(t, err)
-	defer listener.Close()
 	var childEnd *os.File
 	r.channel, childEnd, err = control.Pair()
 	require.NoError(t, err)
@@ -81,13 +81,14 @@ func startRig(t *testing.T) *rig {
 
 	r.cmd = exec.Command("/proc/self/exe")
 	r.cmd.Env = append(os.Environ(), control.WorkerEnvironment+"=0")
-	r.cmd.ExtraFiles = []*os.File{childEnd, counters, backends, listener}
+	r.cmd.ExtraFiles = []*os.File{childEnd, counters, backends}
 	r.cmd.Stderr = r.log
 	require.NoError(t, r.cmd.Start())
 	t.Cleanup(func() {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
 		r.channel.Close()
+		r.listen.Close() // a test may have done so
 		require.NoError(t, errors.Join(r.page.Close(), r.rows.Close()))
 		if t.Failed() {
 			t.Log(r.log)
@@ -99,16 +100,23 @@ func startRig(t *testing.T) *rig {
 // call sends msg, with a payload if one is given, and returns the answer.
 func (r *rig) call(msg control.Message, payload *control.Payload) (control.Message, error) {
 	r.t.Helper()
+	if payload == nil {
+		return r.callWith(msg, -1)
+	}
+	text, err := json.Marshal(payload)
+	require.NoError(r.t, err)
+	fd, err := sys.SealedMemory("test", text)
+	require.NoError(r.t, err)
+	defer unix.Close(fd)
+	return r.callWith(msg, fd)
+}
+
+// callWith sends msg with a descriptor, if it is not negative, and returns the
+// answer.
+func (r *rig) callWith(msg control.Message, fd int) (control.Message, error) {
+	r.t.Helper()
 	r.seq++
 	msg.Seq = r.seq
-	fd := -1
-	if payload != nil {
-		text, err := json.Marshal(payload)
-		require.NoError(r.t, err)
-		fd, err = sys.SealedMemory("test", text)
-		require.NoError(r.t, err)
-		defer unix.Close(fd)
-	}
 	require.NoError(r.t, r.channel.Send(msg, fd))
 	ack, _, err := r.channel.Receive()
 	require.NoError(r.t, err)
@@ -127,9 +135,15 @@ func (r *rig) start(engine string, payload *control.Payload) (control.Message, e
 
 func (r *rig) startWith(engine string, required bool, payload *control.Payload) (control.Message, error) {
 	r.t.Helper()
-	return r.call(control.Message{Type: control.TypeStart, Start: &control.Start{
-		Slots: 1, Listeners: []string{r.address}, Engine: engine, Required: required,
-	}}, payload)
+	ack, err := r.call(control.Message{Type: control.TypeStart, Start: &control.Start{Engine: engine, Required: required}}, payload)
+	if err == nil {
+		_, err = r.callWith(listen(7, r.address), int(r.listen.Fd()))
+	}
+	return ack, err
+}
+
+func listen(id uint32, address string) control.Message {
+	return control.Message{Type: control.TypeListen, Listener: &control.Listener{ID: id, Address: address}}
 }
 
 func (r *rig) exitCode() int {
@@ -220,6 +234,7 @@ func TestWorkerServesReloadsAndDrains(t *testing.T) {
 			require.Equal(t, control.TypeDrained, last.Type)
 			require.Zero(t, last.Cut)
 			require.Zero(t, r.exitCode())
+			require.NoError(t, r.listen.Close())
 			_, err = net.Dial("tcp", r.address)
 			require.ErrorIs(t, err, syscall.ECONNREFUSED)
 		})

@@ -1,0 +1,140 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// listening is a listener of the test's, whose socket it hands to proxies.
+type listening struct {
+	t    *testing.T
+	net  net.Listener
+	addr string
+}
+
+func listenFor(t *testing.T) *listening {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	return &listening{t: t, net: l, addr: l.Addr().String()}
+}
+
+// give makes r accept from the socket.
+func (l *listening) give(r *rig, id uint32) {
+	l.t.Helper()
+	raw, err := l.net.(*net.TCPListener).SyscallConn()
+	require.NoError(l.t, err)
+	copied := -1
+	require.NoError(l.t, raw.Control(func(fd uintptr) { copied, err = unix.Dup(int(fd)) }))
+	require.NoError(l.t, err)
+	r.onLoop(func() { err = r.proxy.Listen(id, int32(copied), l.addr) })
+	require.NoError(l.t, err)
+}
+
+// unlisten returns when r has let go of the listener.
+func (r *rig) unlisten(id uint32, empty bool) {
+	r.t.Helper()
+	left := make(chan struct{})
+	var known bool
+	r.onLoop(func() { known = r.proxy.Unlisten(id, empty, func() { close(left) }) })
+	require.True(r.t, known)
+	<-left
+}
+
+// perRequest is a client that opens a connection for each request.
+func perRequest() *http.Client {
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+// A listener that goes back and forth between two proxies under load loses no
+// connection.
+func TestListenerChangesHands(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+		proxies := []*rig{start(t, engine, to(backend), nil), start(t, engine, to(backend), nil)}
+		l := listenFor(t)
+		l.give(proxies[0], 1)
+		done := make(chan struct{})
+		errs := make(chan error, 100)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for client := perRequest(); ; {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					res, err := client.Get("http://" + l.addr)
+					if err != nil {
+						errs <- err
+						return
+					}
+					res.Body.Close()
+				}
+			}()
+		}
+		for turn := range 40 {
+			l.give(proxies[(turn+1)%2], uint32(turn+2))
+			proxies[turn%2].unlisten(uint32(turn+1), false)
+		}
+		close(done)
+		wg.Wait()
+		close(errs)
+		require.NoError(t, <-errs)
+	})
+}
+
+// What waits in the accept queue is served before a listener is given up, and
+// not by who leaves it to others.
+func TestUnlisten(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := serve(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+		r := start(t, engine, to(backend), nil)
+		l := listenFor(t)
+		var waiting []net.Conn
+		for range 50 {
+			conn, err := net.Dial("tcp", l.addr)
+			require.NoError(t, err)
+			defer conn.Close()
+			waiting = append(waiting, conn)
+		}
+		l.give(r, 1)
+		r.unlisten(1, true)
+		require.EqualValues(t, len(waiting), r.counted().Accepted)
+		for _, conn := range waiting {
+			_, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: cup.test\r\n\r\n")
+			require.NoError(t, err)
+			var status [12]byte
+			_, err = io.ReadFull(conn, status[:])
+			require.NoError(t, err)
+			require.Equal(t, "HTTP/1.1 200", string(status[:]), "and stays as it is")
+		}
+
+		late, err := net.Dial("tcp", l.addr)
+		require.NoError(t, err)
+		defer late.Close()
+		ours, err := l.net.Accept()
+		require.NoError(t, err, "nobody takes it any more")
+		require.NoError(t, ours.Close())
+
+		var known bool
+		r.onLoop(func() { known = r.proxy.Unlisten(1, false, nil) })
+		require.False(t, known)
+		l.give(r, 2) // in the place of the other
+		res, err := perRequest().Get("http://" + l.addr)
+		require.NoError(t, err)
+		require.Equal(t, "ok", readAll(t, res))
+	})
+}
