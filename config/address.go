@@ -69,6 +69,23 @@ func overlap(a, b string) bool {
 	return port(a) == port(b) && all(a) && all(b) && (a[0] == ':' || b[0] == ':')
 }
 
+// collide reports whether two addresses cannot be listened on without sharing
+// a port: they are the same, or one is among those that the other stands for.
+func collide(a, b string) bool {
+	if strings.HasPrefix(a, "unix:") || strings.HasPrefix(b, "unix:") {
+		return false
+	}
+	i, j := strings.LastIndexByte(a, ':'), strings.LastIndexByte(b, ':')
+	if a[i:] != b[j:] || a[i:] == ":0" {
+		return false
+	}
+	within := func(host, all string) bool {
+		v6 := strings.HasPrefix(host, "[")
+		return all == "" || host == "" || host == all || all == "0.0.0.0" && !v6 || all == "[::]" && v6
+	}
+	return within(a[:i], b[:j]) || within(b[:j], a[:i])
+}
+
 // checkListen returns the canonical form of an address to listen on, or what
 // is wrong with it.
 func checkListen(s string) (address, msg, hint string) {

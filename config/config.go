@@ -163,6 +163,9 @@ type Limits struct {
 type Admin struct {
 	// Socket is the path of the admin socket, empty for the default.
 	Socket string
+	// Metrics is the address on which metrics are served over TCP, in the form
+	// of Config.Root; empty for none. It overlaps with none of Root.
+	Metrics string
 }
 
 // SSL names a certificate and its key. Both files were read and match, and the

@@ -214,6 +214,34 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+func TestAdminMetrics(t *testing.T) {
+	for in, want := range map[string]string{
+		"127.0.0.1:9100": "127.0.0.1:9100", "localhost:9100": "127.0.0.1:9100", ":9100": ":9100", "[0::1]:81": "[::1]:81", "127.0.0.1:0": "127.0.0.1:0",
+	} {
+		require.Equal(t, want, parse(t, with(fmt.Sprintf(`"admin": {"metrics": %q}`, in))).Admin.Metrics)
+	}
+	for in, want := range map[string]string{
+		"": "it is empty", "9100": "behind a colon", "cup.test:9100": "must be an IP address", "127.0.0.1": "port is missing",
+		"unix:/run/m.sock": "must be a TCP address; admin.socket serves /metrics too", "http://127.0.0.1:9100/metrics": "no scheme",
+		":80": "root", "127.0.0.1:80": "root", "[::1]:80": "root",
+	} {
+		_, err := Parse("cup.json", []byte(with(fmt.Sprintf(`"admin": {"metrics": %q}`, in))), "/etc/cup")
+		require.ErrorContains(t, err, "admin.metrics", in)
+		require.ErrorContains(t, err, want, in)
+	}
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{
+		{"127.0.0.1:1", "127.0.0.1:1", true}, {"127.0.0.1:1", "127.0.0.2:1", false}, {"127.0.0.1:1", "127.0.0.1:2", false},
+		{"0.0.0.0:1", "127.0.0.1:1", true}, {"0.0.0.0:1", "[::1]:1", false}, {"[::]:1", "[::1]:1", true}, {"[::]:1", "0.0.0.0:1", false},
+		{":1", "[::]:1", true}, {":1", ":1", true}, {":0", ":0", false}, {":1", "unix:/run/a:1", false},
+	} {
+		require.Equal(t, c.want, collide(c.a, c.b), "%s %s", c.a, c.b)
+		require.Equal(t, c.want, collide(c.b, c.a), "%s %s", c.b, c.a)
+	}
+}
+
 // The tables of the documentation list the keys that the decoder knows, with
 // their defaults and scopes, and no others.
 func TestDocumentationListsEveryKey(t *testing.T) {

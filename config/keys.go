@@ -24,7 +24,7 @@ var configKeys = object[Config]{
 			d.limits(v, &c.Limits)
 		}},
 		{path: "admin", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
-			adminKeys.decode(d, v, &c.Admin)
+			d.admin(v, c)
 		}},
 		{path: "ssl", def: group, decode: (*decoder).ssl},
 	}, forwardingFields(func(c *Config) *Forwarding { return &c.Forwarding }), []field[Config]{
@@ -150,8 +150,9 @@ var adminKeys = object[Admin]{
 	what: "admin",
 	fields: []field[Admin]{
 		{path: "admin.socket", def: "/run/cloud-cup/admin.sock, or $XDG_RUNTIME_DIR/cloud-cup/admin.sock", decode: (*decoder).socket},
+		{path: "admin.metrics", def: none, decode: (*decoder).metrics},
 	},
-	later: []string{"group", "metrics"},
+	later: []string{"group"},
 }
 
 var sslKeys = object[SSL]{
@@ -184,6 +185,17 @@ func (d *decoder) config(v *hujson.Value, c *Config) {
 	limitKeys.preset(&c.Limits)
 	seen := configKeys.decode(d, v, c)
 	configKeys.require(d, v, seen)
+}
+
+// admin decodes admin.
+func (d *decoder) admin(v *hujson.Value, c *Config) {
+	seen := adminKeys.decode(d, v, &c.Admin)
+	for _, root := range c.Root {
+		if c.Admin.Metrics != "" && collide(c.Admin.Metrics, root) {
+			d.at(seen["metrics"].StartOffset, "take another port", "admin.metrics %q is what root %q listens on", c.Admin.Metrics, root)
+			return
+		}
+	}
 }
 
 // limits decodes the global limits.

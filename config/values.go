@@ -348,3 +348,21 @@ func (d *decoder) socket(v *hujson.Value, a *Admin) {
 		d.at(v.StartOffset, "", "admin.socket: %s", why)
 	}
 }
+
+// metrics decodes admin.metrics.
+func (d *decoder) metrics(v *hujson.Value, a *Admin) {
+	s, ok := d.stringOf(v, "admin.metrics")
+	if !ok {
+		return
+	}
+	if strings.HasPrefix(s, "unix:") {
+		d.at(v.StartOffset, "admin.socket serves /metrics too", "admin.metrics %q: it must be a TCP address", clip(s))
+		return
+	}
+	address, msg, hint := checkListen(s)
+	if msg != "" {
+		d.at(v.StartOffset, hint, "admin.metrics %q: %s", clip(s), msg)
+		return
+	}
+	a.Metrics = address
+}

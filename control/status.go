@@ -15,6 +15,7 @@ type Status struct {
 	Config    ConfigStatus    `json:"config"`
 	Engine    EngineStatus    `json:"engine"`
 	Listeners []string        `json:"listeners"`
+	Metrics   string          `json:"metrics,omitempty"` // address of /metrics over TCP
 	Workers   []WorkerStatus  `json:"workers"`
 	Totals    Totals          `json:"totals"`
 	Backends  []BackendStatus `json:"backends"`

@@ -94,6 +94,9 @@ const Classes = 6
 
 var classNames = [Classes]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
 
+// ClassName is the class with the index, as the label class has it.
+func ClassName(i int) string { return classNames[i] }
+
 // Append appends s to b in the text format and returns the longer slice.
 func (s *Snapshot) Append(b []byte) []byte {
 	e := encoder{b: b, latency: bucketLabels(s.LatencyBounds), overhead: bucketLabels(s.OverheadBounds)}

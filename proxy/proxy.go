@@ -309,7 +309,7 @@ func (p *Proxy) maintain() {
 	p.ticking = results != p.ticked || len(p.starved) > 0
 	clear(p.starved)
 	p.starved = p.starved[:0]
-	p.publish()
+	p.Publish()
 	p.ticked = results
 	if p.ticking {
 		p.pool.Trim(hotBytes)
@@ -326,10 +326,13 @@ func (p *Proxy) maintain() {
 	}
 }
 
-// publish copies the engine's numbers to the shared counters.
-func (p *Proxy) publish() {
+// Publish copies the engine's and the pool's numbers to the shared counters. A
+// busy loop does so once a second, and once more when it has nothing to do. On
+// the loop's thread.
+func (p *Proxy) Publish() {
 	s := p.engine.Stats()
 	p.counters.Waits, p.counters.Calls = s.Waits, s.Calls
+	p.counters.Results, p.counters.NoBuffers, p.counters.Overflows = s.Results, s.NoBuffers, s.Overflows
 	p.counters.BuffersLent, p.counters.BuffersMapped = uint64(p.pool.Lent()), uint64(p.pool.Mapped())
 }
 

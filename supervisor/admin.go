@@ -172,6 +172,14 @@ func (m *Master) adminHandler() http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, m.Status())
 	})
+	mux.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, m.Stats())
+	})
+	mux.HandleFunc("GET /v1/errors", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, m.Errors())
+	})
+	mux.Handle("GET /metrics", m.scraper)
+	mux.HandleFunc("GET /readyz", m.answerReady)
 	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, control.VersionInfo{Version: m.options.Version})
 	})
@@ -207,6 +215,19 @@ func (m *Master) adminHandler() http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// answerReady tells load balancers and the like whether to send requests here.
+func (m *Master) answerReady(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	text := m.unready()
+	if text != "" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	} else {
+		text = "ready"
+	}
+	// A client that went away has its answer.
+	_, _ = io.WriteString(w, text+"\n")
 }
 
 // outcome answers a request to change something, and logs who asked.

@@ -32,6 +32,7 @@ type registry struct {
 	routeOf    map[string]int
 	freeRoutes []int
 	other      shm.RouteTotals // of dead workers
+	gone       shm.RouteTotals // of routes that have no index any more
 	crowded    bool            // routes are counted at shm.RouteOther
 }
 
@@ -304,6 +305,8 @@ func (r *registry) free(over func(*span) bool) {
 }
 
 func (r *registry) freeRouteIndex(i int) {
+	v := r.routeSum(i, "", &r.routes[i].base)
+	r.gone.Add(&v.Totals)
 	for page := range r.pages {
 		page.Routes[i] = shm.RouteStats{}
 	}
@@ -457,6 +460,22 @@ func (r *registry) routeSums() []routeView {
 		list = append(list, r.routeSum(shm.RouteOther, routeOther, &r.other))
 	}
 	return list
+}
+
+// overhead is that of all routes there have been.
+func (r *registry) overhead() shm.Histogram {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.gone
+	for i := range r.routes {
+		v := r.routeSum(i, "", &r.routes[i].base)
+		all.Add(&v.Totals)
+	}
+	if r.crowded {
+		other := r.routeSum(shm.RouteOther, routeOther, &r.other)
+		all.Add(&other.Totals)
+	}
+	return all.Overhead
 }
 
 func (r *registry) routeSum(i int, pattern string, base *shm.RouteTotals) routeView {

@@ -198,7 +198,7 @@ func (g *generation) unchangeable(next *generation) error {
 	note := func(key string, from, to any) {
 		changed = append(changed, fmt.Sprintf("%s (from %v to %v)", key, from, to))
 	}
-	if g.cfg.Admin != next.cfg.Admin {
+	if g.cfg.Admin.Socket != next.cfg.Admin.Socket {
 		note("admin.socket", g.cfg.Admin.Socket, next.cfg.Admin.Socket)
 	}
 	if changed == nil {

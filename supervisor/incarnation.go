@@ -79,6 +79,8 @@ type incarnation struct {
 	built  bool             // the start was acknowledged; guarded by Master.mu
 	unfit  error            // why it is being killed; guarded by Master.mu
 	holds  map[*socket]bool // that it accepts from; guarded by Master.handing
+	cpu    time.Duration    // read last; guarded by Master.mu
+	spent  time.Duration    // CPU time of the whole life, set by wait
 }
 
 // spawn starts the worker of a slot.
@@ -207,6 +209,7 @@ func (in *incarnation) wait() (reason string, clean bool) {
 	if err != nil {
 		return err.Error(), false
 	}
+	in.spent = state.UserTime() + state.SystemTime()
 	status, ok := state.Sys().(syscall.WaitStatus)
 	switch {
 	case ok && status.Signaled() && status.CoreDump():

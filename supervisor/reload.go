@@ -24,9 +24,10 @@ var errNoFile = errors.New("there is no file to reload: cloud-cup runs its built
 
 // Reload reads the file again and puts it in force in every worker, or changes
 // nothing.
-func (m *Master) Reload() (*control.Applied, error) {
+func (m *Master) Reload() (applied *control.Applied, err error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	defer func() { m.countReload(err) }()
 	if m.options.Path == "" {
 		return nil, errNoFile
 	}
@@ -39,9 +40,12 @@ func (m *Master) Reload() (*control.Applied, error) {
 
 // ApplyText puts a configuration in force that is in no file, or only checks
 // that it could be. name stands for it in messages.
-func (m *Master) ApplyText(name string, text []byte, dryRun bool) (*control.Applied, error) {
+func (m *Master) ApplyText(name string, text []byte, dryRun bool) (applied *control.Applied, err error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if !dryRun {
+		defer func() { m.countReload(err) }()
+	}
 	next, err := parse(name, text, m.generation().dir, sourceMemory)
 	if err != nil {
 		return nil, err
@@ -79,7 +83,12 @@ func (m *Master) apply(next *generation, dryRun bool) (*control.Applied, error) 
 		return &control.Applied{Generation: now.number, DryRun: true}, nil
 	}
 	next.resolve(m.lookup, now)
+	scrapes, err := m.listenMetrics(next.cfg.Admin.Metrics, m.metrics)
+	if err != nil {
+		return nil, fmt.Errorf("nothing was changed: %w", err)
+	}
 	applied, err := m.commit(next)
+	m.useMetrics(scrapes, err == nil)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,8 @@ type slot struct {
 	in        *incarnation // nil while there is no process
 	away      bool         // no worker comes soon: others serve its sockets
 	leaving   []*incarnation
-	base      shm.Totals // of its dead workers
+	base      shm.Totals    // of its dead workers
+	cpu       time.Duration // of its dead workers
 	restarts  uint64
 	lastDeath string
 
@@ -277,6 +278,7 @@ func (m *Master) bury(s *slot, in *incarnation, reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.base.Add(&in.page.Counters.Totals)
+	s.cpu += max(in.cpu, in.spent)
 	m.shared.bury(in.page)
 	words := in.lastWords()
 	if s.in == in {

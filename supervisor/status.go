@@ -34,6 +34,7 @@ func (m *Master) Status() *control.Status {
 		},
 		Engine:    m.engine,
 		Listeners: m.sockets.addresses(),
+		Metrics:   m.metrics.name(),
 		Backends:  backendStatus(g, m.failures),
 	}
 	var totals shm.Totals
@@ -132,16 +133,20 @@ func (m *Master) totalsStatus(t *shm.Totals) control.Totals {
 		if n == 0 {
 			continue
 		}
-		word := fmt.Sprintf("reason_%d", i)
-		if i < len(m.options.Reasons) {
-			word = m.options.Reasons[i]
-		}
 		if out.Reasons == nil {
 			out.Reasons = map[string]uint64{}
 		}
-		out.Reasons[word] += n
+		out.Reasons[m.reasonWord(i)] += n
 	}
 	return out
+}
+
+// reasonWord is the word for what shm.Totals.Reasons counts at i.
+func (m *Master) reasonWord(i int) string {
+	if i < len(m.options.Reasons) {
+		return m.options.Reasons[i]
+	}
+	return fmt.Sprintf("reason_%d", i)
 }
 
 // drift says how the file differs from what is in force.

@@ -106,6 +106,8 @@ type Master struct {
 	spawner *spawner
 	lookup  lookupFunc
 	shared  *registry
+	history *history
+	scraper *scraper
 
 	// applying serializes reloads; it is taken before turn.
 	applying sync.Mutex
@@ -115,11 +117,14 @@ type Master struct {
 	// handing serializes handOver; it is taken after turn.
 	handing sync.Mutex
 
-	mu         sync.Mutex
-	current    *generation
-	served     uint64            // the generation that every worker serves by
-	failures   map[string]string // why names do not resolve now
-	lastNumber uint64            // of generations; guarded by turn
+	mu       sync.Mutex
+	current  *generation
+	served   uint64            // the generation that every worker serves by
+	failures map[string]string // why names do not resolve now
+	metrics  *metricsServer    // over TCP; changed with applying held
+	// Configurations that were put in force, or were to be.
+	reloadsOK, reloadsFailed uint64
+	lastNumber               uint64 // of generations; guarded by turn
 
 	cut, lost  int           // connections and workers that did not end in order while stopping
 	stopping   chan struct{} // closed when the master begins to stop
@@ -143,16 +148,20 @@ func Run(o Options) error {
 	m.announce(admin)
 	background := make(chan struct{})
 	go m.keepResolving(background)
+	go m.keepSampling(background)
 	err = m.obey(signals)
 	close(background)
-	return errors.Join(err, admin.close())
+	return errors.Join(err, m.metrics.close(), admin.close())
 }
 
 func newMaster(o Options) *Master {
-	return &Master{
+	m := &Master{
 		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
 		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}),
+		history: newHistory(time.Now()),
 	}
+	m.scraper = &scraper{make: m.appendMetrics}
+	return m
 }
 
 // start brings everything up, or nothing.
@@ -183,21 +192,26 @@ func (m *Master) start() (*adminServer, error) {
 	for host, why := range g.failures {
 		m.log.Warn("backend does not resolve", "backend", host, "err", why)
 	}
-	if m.shared, err = newRegistry(); err != nil {
+	if m.metrics, err = m.listenMetrics(g.cfg.Admin.Metrics, nil); err != nil {
 		return nil, errors.Join(err, admin.close(), m.closeListeners())
+	}
+	if m.shared, err = newRegistry(); err != nil {
+		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
 	}
 	m.lastNumber = 1
 	g.number = 1
 	if err := m.shared.assign(g); err != nil {
-		return nil, errors.Join(err, admin.close(), m.closeListeners())
+		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
 	}
 	m.shared.committed(g)
 	m.current, m.failures, m.served = g, g.failures, g.number
+	m.history.note(m.started, nil) // everybody has counted from zero
 	if err := m.fill(false); err != nil {
 		m.abandon()
-		return nil, errors.Join(err, admin.close(), m.closeListeners())
+		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
 	}
 	admin.serve()
+	m.metrics.serve()
 	return admin, nil
 }
 
@@ -262,7 +276,7 @@ func (m *Master) awaitTurn() {
 // announce tells that all workers accept connections.
 func (m *Master) announce(admin *adminServer) {
 	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
-		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name())
+		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name(), "metrics", m.metrics.name())
 	if m.options.Ready != nil {
 		m.options.Ready(m.addresses())
 	}
@@ -287,6 +301,18 @@ func (m *Master) generation() *generation {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.current
+}
+
+// unready says why no new requests should be sent here; it is empty while all
+// is well.
+func (m *Master) unready() string {
+	switch {
+	case m.isStopping():
+		return "stopping"
+	case len(m.running()) == 0:
+		return "no worker is running"
+	}
+	return ""
 }
 
 func (m *Master) isStopping() bool {

@@ -15,11 +15,7 @@ func (w *worker) sample() error {
 	runtime.ReadMemStats(&heap)
 	goroutines := uint64(runtime.NumGoroutine())
 	return w.onLoop(func() {
-		stats := w.engine.Stats()
-		w.counters.Waits = stats.Waits
-		w.counters.Calls = stats.Calls
-		w.counters.BuffersLent = uint64(w.pool.Lent())
-		w.counters.BuffersMapped = uint64(w.pool.Mapped())
+		w.proxy.Publish()
 		w.counters.HeapObjects = heap.Mallocs
 		w.counters.Goroutines = goroutines
 	})

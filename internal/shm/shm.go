@@ -64,6 +64,9 @@ type Totals struct {
 	LoopTurns       uint64
 	Waits           uint64 // system calls that may have slept
 	Calls           uint64 // other system calls of the engine
+	Results         uint64 // results of operations that the engine delivered
+	NoBuffers       uint64 // times that a receive had to wait for a buffer
+	Overflows       uint64 // io_uring: completion queue overflows
 	HeapObjects     uint64 // objects allocated on the Go heap
 	// Reasons counts our own answers and cuts; the index is a
 	// message.Reason.
@@ -100,6 +103,9 @@ func (t *Totals) Add(o *Totals) {
 	t.LoopTurns += o.LoopTurns
 	t.Waits += o.Waits
 	t.Calls += o.Calls
+	t.Results += o.Results
+	t.NoBuffers += o.NoBuffers
+	t.Overflows += o.Overflows
 	t.HeapObjects += o.HeapObjects
 	addWords(t.Reasons[:], o.Reasons[:])
 }

@@ -40,7 +40,7 @@ var layers = []layer{
 		"internal/sys", "internal/shm", "config", "route", "message", "http1", "balance", "loop", "control",
 		"ring", "epollfallback", "proxy",
 	}},
-	{"supervisor", []string{"config", "control", "balance", "internal/shm", "internal/sys"}},
+	{"supervisor", []string{"config", "control", "balance", "metrics", "internal/shm", "internal/sys"}},
 	{"internal/demo", []string{"config"}},
 	{"cmd/cloud-cup", []string{"config", "control", "supervisor", "worker", "internal/demo"}},
 	{"cmd/cupctl", []string{"config", "control", "supervisor", "worker", "internal/demo"}},
