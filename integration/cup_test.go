@@ -276,6 +276,7 @@ type record struct {
 
 // logRecords collects a program's output line by line.
 type logRecords struct {
+	reading sync.Mutex // held while nobody reads: the pipe fills
 	mu      sync.Mutex
 	part    []byte
 	records []record
@@ -285,6 +286,8 @@ type logRecords struct {
 func newLogRecords() *logRecords { return &logRecords{changed: make(chan struct{})} }
 
 func (l *logRecords) Write(p []byte) (int, error) {
+	l.reading.Lock()
+	defer l.reading.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.part = append(l.part, p...)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/cloud-cup/cloud-cup/supervisor"
 	"github.com/cloud-cup/cloud-cup/worker"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 )
 
 // version is set by the linker.
@@ -26,10 +24,15 @@ var version = "development"
 const exitUsage = 2
 
 func main() {
+	stderr := newErrorOutput(os.Stderr)
+	code := 0
 	if worker.Asked() {
-		os.Exit(worker.Run(newLog()))
+		code = worker.Run(newLog(stderr))
+	} else {
+		code = run(os.Args[1:], os.Stdout, stderr)
 	}
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	stderr.flush()
+	os.Exit(code)
 }
 
 // flags are the command line.
@@ -90,9 +93,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 			fmt.Fprintf(stdout, "%s: valid\n", fs.Arg(0))
 		}
 	case f.demo:
-		err = runDemo(&f, stdout)
+		err = runDemo(&f, stdout, stderr)
 	default:
-		err = supervisor.Run(options(&f, fs.Arg(0)))
+		err = supervisor.Run(options(&f, fs.Arg(0), stderr))
 	}
 	var invalid config.Errors
 	switch {
@@ -131,26 +134,26 @@ func (f *flags) check(fs *pflag.FlagSet) error {
 	return nil
 }
 
-func options(f *flags, path string) supervisor.Options {
+func options(f *flags, path string, stderr io.Writer) supervisor.Options {
 	return supervisor.Options{
 		Path:    path,
 		Engine:  f.io,
 		Workers: f.workers,
 		Admin:   f.admin,
 		Version: version,
-		Log:     newLog(),
+		Log:     newLog(stderr),
 		Probe:   worker.Probe,
 		Reasons: worker.ReasonWords(),
 	}
 }
 
 // runDemo serves the built-in configuration and prints how to see it.
-func runDemo(f *flags, stdout io.Writer) error {
+func runDemo(f *flags, stdout, stderr io.Writer) error {
 	d, err := demo.Start()
 	if err != nil {
 		return err
 	}
-	o := options(f, "")
+	o := options(f, "", stderr)
 	o.Name, o.Text = demo.Name, d.Text
 	o.AdminOptional = f.admin == ""
 	o.Ready = func(addresses []string) {
@@ -171,12 +174,4 @@ func checkIO(w io.Writer) int {
 		status = 0
 	}
 	return status
-}
-
-// newLog writes text to a terminal and JSON elsewhere.
-func newLog() *slog.Logger {
-	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil {
-		return slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
-	return slog.New(slog.NewJSONHandler(os.Stderr, nil))
 }
