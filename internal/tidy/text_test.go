@@ -1,6 +1,7 @@
 package tidy
 
 import (
+	"flag"
 	"fmt"
 	"go/ast"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/stretchr/testify/require"
 )
+
+var update = flag.Bool("update", false, "write the generated documents")
 
 // A word that is not ours, the places that may have it, and what to do. The
 // words are put together from pieces, so that this file does not hold them.
@@ -256,6 +259,34 @@ func TestMakeTargets(t *testing.T) {
 		require.Truef(t, madeTargets(file(t, "README.md"))[name], "README.md does not tell what `make %s` does: add it to the list of targets", name)
 		require.Truef(t, madeTargets(file(t, ".ci/run"))[name], ".ci/run does not make %s: add it to a stage", name)
 	}
+}
+
+// reasonPage is docs/reasons.md, as it must be.
+func reasonPage() string {
+	var b strings.Builder
+	b.WriteString("# Reasons\n\nWhen Cloud Cup answers by itself or cuts something, one word says why: in the body of the answer, in the access\n" +
+		"log, in the metrics and in `cupctl errors`. `cupctl explain REASON` prints what stands here.\n")
+	list := func(title string, items []string) {
+		fmt.Fprintf(&b, "\n%s\n\n", title)
+		for _, item := range items {
+			fmt.Fprintf(&b, "- %s\n", item)
+		}
+	}
+	for _, r := range message.Reasons() {
+		info, e := r.Info(), r.Explain()
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n", info.Word, e.Meaning)
+		list("Likely causes, the likeliest first:", e.Causes)
+		list("What to do:", e.Advice)
+	}
+	return b.String()
+}
+
+func TestReasonPage(t *testing.T) {
+	if *update {
+		require.NoError(t, os.WriteFile(filepath.Join(root(t), "docs", "reasons.md"), []byte(reasonPage()), 0o644))
+	}
+	require.Equal(t, reasonPage(), file(t, "docs/reasons.md"),
+		"docs/reasons.md says something else than message/explain.go: write it anew with go test ./internal/tidy -run TestReasonPage -update")
 }
 
 func TestReasonTable(t *testing.T) {
