@@ -166,6 +166,9 @@ type Admin struct {
 	// Metrics is the address on which metrics are served over TCP, in the form
 	// of Config.Root; empty for none. It overlaps with none of Root.
 	Metrics string
+	// Group is the name or the number of the group whose members may use the
+	// socket; empty for none.
+	Group string
 }
 
 // SSL names a certificate and its key. Both files were read and match, and the

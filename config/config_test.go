@@ -498,3 +498,16 @@ func checkConfig(t *testing.T, c *Config) {
 	require.GreaterOrEqual(t, c.Limits.Memory, int64(memoryMin))
 	require.Positive(t, min(c.Limits.Headers, c.Limits.Connections))
 }
+
+func TestAdminGroup(t *testing.T) {
+	for in, want := range map[string]string{`"adm"`: "adm", `"1000"`: "1000", `"domain users"`: "", `""`: "", `1000`: "", `"4294967295"`: "",
+		`"99999999999"`: "", `"a:b"`: "", `"DOM\\users"`: `DOM\users`} {
+		c, err := Parse("cup.json", []byte(with(`"admin": {"group": `+in+`}`)), "/etc/cup")
+		if want != "" {
+			require.NoError(t, err, in)
+			require.Equal(t, want, c.Admin.Group)
+			continue
+		}
+		require.ErrorContains(t, err, "admin.group", in)
+	}
+}

@@ -150,9 +150,9 @@ var adminKeys = object[Admin]{
 	what: "admin",
 	fields: []field[Admin]{
 		{path: "admin.socket", def: "/run/cloud-cup/admin.sock, or $XDG_RUNTIME_DIR/cloud-cup/admin.sock", decode: (*decoder).socket},
+		{path: "admin.group", def: none, decode: (*decoder).adminGroup},
 		{path: "admin.metrics", def: none, decode: (*decoder).metrics},
 	},
-	later: []string{"group"},
 }
 
 var sslKeys = object[SSL]{

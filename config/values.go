@@ -366,3 +366,27 @@ func (d *decoder) metrics(v *hujson.Value, a *Admin) {
 	}
 	a.Metrics = address
 }
+
+// adminGroup decodes admin.group. Whether there is such a group is for the
+// system to say where the program runs.
+func (d *decoder) adminGroup(v *hujson.Value, a *Admin) {
+	if lit, ok := v.Value.(hujson.Literal); ok && lit.Kind() == '0' {
+		d.at(v.StartOffset, fmt.Sprintf("did you mean %q?", lit.String()), "admin.group must be a string, not a number")
+		return
+	}
+	s, ok := d.stringOf(v, "admin.group")
+	if !ok {
+		return
+	}
+	gid, err := strconv.ParseUint(s, 10, 32)
+	switch {
+	case s == "":
+		d.at(v.StartOffset, "leave it out to let nobody but its user in", "admin.group is empty")
+	case strings.Trim(s, "0123456789") == "" && (err != nil || gid == math.MaxUint32): // that number means none (chown(2))
+		d.at(v.StartOffset, "", "admin.group: %s is not the number of a group", clip(s))
+	case strings.ContainsFunc(s, func(r rune) bool { return r == ':' || r == '/' || unicode.IsSpace(r) || unicode.IsControl(r) }):
+		d.at(v.StartOffset, "", "admin.group: %q is neither the name nor the number of a group", clip(s))
+	default:
+		a.Group = s
+	}
+}

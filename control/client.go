@@ -108,10 +108,45 @@ func (c *Client) Version() (*VersionInfo, error) {
 	return v, c.do(http.MethodGet, "/v1/version", nil, v)
 }
 
+// Workers asks for the workers alone.
+func (c *Client) Workers() (list []WorkerStatus, err error) {
+	err = c.do(http.MethodGet, "/v1/workers", nil, &list)
+	return list, err
+}
+
+// Backends asks for the backends alone.
+func (c *Client) Backends() (list []BackendStatus, err error) {
+	err = c.do(http.MethodGet, "/v1/backends", nil, &list)
+	return list, err
+}
+
+// SetBackend changes the state or the weight of a backend, at once in all
+// workers, until the configuration changes what it says about that backend.
+func (c *Client) SetBackend(host string, change BackendChange) (*BackendChanged, error) {
+	text, err := json.Marshal(change)
+	if err != nil {
+		return nil, err
+	}
+	changed := new(BackendChanged)
+	return changed, c.do(http.MethodPatch, "/v1/backends/"+url.PathEscape(host), text, changed)
+}
+
+// Routes asks for the routes, or, unless match is empty, for the one that takes
+// requests for that URL, host with path, or path.
+func (c *Client) Routes(match string) (list []RouteStatus, err error) {
+	path := "/v1/routes"
+	if match != "" {
+		path += "?" + url.Values{"match": {match}}.Encode()
+	}
+	err = c.do(http.MethodGet, path, nil, &list)
+	return list, err
+}
+
 // Config returns the text of the configuration in force.
 func (c *Client) Config() ([]byte, error) {
 	var text []byte
-	return text, c.do(http.MethodGet, "/v1/config", nil, &text)
+	err := c.do(http.MethodGet, "/v1/config", nil, &text)
+	return text, err
 }
 
 // Reload makes the master read its file again. When it returns without error,
@@ -121,15 +156,37 @@ func (c *Client) Reload() (*Applied, error) {
 	return a, c.do(http.MethodPost, "/v1/reload", nil, a)
 }
 
-// Apply puts the configuration text in force, or only has it validated. name
-// stands for it in messages.
-func (c *Client) Apply(name string, text []byte, dryRun bool) (*Applied, error) {
+// Way is what Apply does with a configuration.
+type Way string
+
+// The ways: in force until the next reload or restart; only checked; in force
+// and in the file that the master was started with.
+const (
+	ApplyInMemory Way = ""
+	ApplyDryRun   Way = "dry_run"
+	ApplyAndSave  Way = "save"
+)
+
+// Apply has the master validate the configuration text and do with it what how
+// says. name stands for it in messages.
+func (c *Client) Apply(name string, text []byte, how Way) (*Applied, error) {
 	query := url.Values{"name": {name}}
-	if dryRun {
-		query.Set("dry_run", "1")
+	if how != ApplyInMemory {
+		query.Set(string(how), "1")
 	}
 	a := new(Applied)
 	return a, c.do(http.MethodPost, "/v1/config?"+query.Encode(), text, a)
+}
+
+// Stop makes the master stop as a signal does, or, with now, as two do. It
+// returns before the end.
+func (c *Client) Stop(now bool) (*Stopping, error) {
+	path := "/v1/stop"
+	if now {
+		path += "?now=1"
+	}
+	s := new(Stopping)
+	return s, c.do(http.MethodPost, path, nil, s)
 }
 
 // do sends a request and decodes a success into out.

@@ -90,19 +90,22 @@ type Totals struct {
 	Reasons         map[string]uint64 `json:"reasons,omitempty"` // those that occurred
 }
 
-// BackendStatus is one backend of the configuration in force.
-type BackendStatus struct {
-	Host      string   `json:"host"`
-	Addresses []string `json:"addresses"` // empty while the name does not resolve
-	Routes    int      `json:"routes"`    // that name it
-	Error     string   `json:"error,omitempty"`
-}
-
 // Applied is the answer to a reload or to a new configuration.
 type Applied struct {
-	Generation uint64 `json:"generation"`
-	Workers    int    `json:"workers"` // that serve by it
-	DryRun     bool   `json:"dry_run,omitempty"`
+	Generation uint64   `json:"generation"`
+	Before     uint64   `json:"generation_before"`
+	Workers    int      `json:"workers"` // that serve by it
+	DryRun     bool     `json:"dry_run,omitempty"`
+	Saved      string   `json:"saved,omitempty"` // the file that was written
+	Changes    *Changes `json:"changes"`
+}
+
+// Stopping is the answer to POST /v1/stop, which comes before the end.
+type Stopping struct {
+	PID           int     `json:"pid"`
+	DrainDelay    float64 `json:"drain_delay_seconds"`
+	DrainDeadline float64 `json:"drain_deadline_seconds"` // after the delay
+	Now           bool    `json:"now"`                    // nothing is waited for
 }
 
 // VersionInfo is the answer to GET /v1/version.

@@ -55,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 		{"cupctl", nil, 2, "", "no command"},
 		{"cupctl", []string{"no-such-command"}, 2, "", "no-such-command"},
 		{"cupctl", []string{"status", "-o", "xml"}, 2, "", "xml"},
-		{"cupctl", []string{"check"}, 2, "", "arg"},
+		{"cupctl", []string{"--socket", missing, "check"}, 3, "", "not running"},
 		{"cupctl", []string{"check", valid}, 0, "valid", ""},
 		{"cupctl", []string{"check", invalid}, 4, "", "invalid.json:3:1: "},
 		{"cupctl", []string{"check", missing}, 1, "", "missing.json"},

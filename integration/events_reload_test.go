@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/stretchr/testify/require"
 )
 
@@ -249,7 +250,10 @@ func TestEventReloadsAndDeaths(t *testing.T) {
 			}()
 		}
 		callers(func() error { _, err := c.admin.Reload(); return err })
-		callers(func() error { _, err := c.admin.Apply("other.json", []byte(w.config(2)), false); return err })
+		callers(func() error {
+			_, err := c.admin.Apply("other.json", []byte(w.config(2)), control.ApplyInMemory)
+			return err
+		})
 		callers(func() error { return syscall.Kill(c.pid(), syscall.SIGHUP) })
 		callers(func() error { _, err := c.admin.Status(); return err })
 		deaths := pick(20, 4)

@@ -2,33 +2,45 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 )
-
-// configBytesMax bounds a configuration sent over the admin socket.
-const configBytesMax = 16 << 20
 
 // adminServer answers cupctl over a unix socket. A nil *adminServer is one that
 // is switched off.
 type adminServer struct {
 	path     string
+	group    int // whose members are served, or noGroup
 	listener *net.UnixListener
 	http     http.Server
 }
+
+// noGroup is the group of an admin socket that only its user may use.
+const noGroup = -1
+
+// Deadlines of a connection to the admin socket: a client that is slow or
+// stuck holds up nobody, and not for ever. A reload takes its time between
+// request and answer.
+const (
+	adminHeadTimeout   = 10 * time.Second
+	adminReadTimeout   = 30 * time.Second
+	adminAnswerTimeout = 3 * time.Minute
+	adminIdleTimeout   = time.Minute
+)
 
 // listenAdmin makes the admin socket that flags and configuration ask for.
 func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
@@ -43,7 +55,11 @@ func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
 	if path == "" {
 		path = control.DefaultSocket()
 	}
-	listener, err := listenSocket(path)
+	group, err := groupID(g.cfg.Admin.Group)
+	if err != nil {
+		return nil, fmt.Errorf("admin.group: %w", err)
+	}
+	listener, err := listenSocket(path, group)
 	if err != nil && m.options.AdminOptional {
 		m.log.Warn("no admin socket", "err", err)
 		return nil, nil
@@ -51,19 +67,40 @@ func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
-	a := &adminServer{path: path, listener: listener}
+	a := &adminServer{path: path, listener: listener, group: group}
 	a.http = http.Server{
-		Handler:           m.adminHandler(),
-		ReadHeaderTimeout: 10 * time.Second,
+		Handler:           a.onlyForPeers(m.log, m.adminHandler()),
+		ReadHeaderTimeout: adminHeadTimeout,
+		ReadTimeout:       adminReadTimeout,
+		WriteTimeout:      adminAnswerTimeout,
+		IdleTimeout:       adminIdleTimeout,
+		MaxHeaderBytes:    64 << 10,
 		ConnContext:       rememberPeer,
+		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 	}
 	return a, nil
 }
 
+// groupID is the number of a group that is named, or written as a number;
+// noGroup for none.
+func groupID(name string) (int, error) {
+	if name == "" {
+		return noGroup, nil
+	}
+	if gid, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return int(gid), nil
+	}
+	found, err := user.LookupGroup(name)
+	if err != nil {
+		return noGroup, fmt.Errorf("%w (groups that are not in /etc/group go by their number)", err)
+	}
+	return strconv.Atoi(found.Gid)
+}
+
 // listenSocket listens at path and replaces a socket that nobody listens on.
-// Only this user and root get at it.
-func listenSocket(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+// Only this user, the group and root get at it.
+func listenSocket(path string, group int) (*net.UnixListener, error) {
+	if err := makeSocketFolder(path, group); err != nil {
 		return nil, err
 	}
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
@@ -77,10 +114,31 @@ func listenSocket(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	mode := os.FileMode(0o600)
+	if group != noGroup {
+		mode = 0o660
+		err = os.Chown(path, -1, group)
+	}
+	// The group first: no other one gets the wider mode.
+	if err = errors.Join(err, os.Chmod(path, mode)); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
 	return listener, nil
+}
+
+// makeSocketFolder makes the folder of the socket. One that it made, or that
+// is kept for this purpose, is open to the group.
+func makeSocketFolder(path string, group int) error {
+	dir := filepath.Dir(path)
+	_, err := os.Stat(dir)
+	ours := errors.Is(err, os.ErrNotExist) || path == control.DefaultSocket()
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	if !ours || group == noGroup {
+		return nil
+	}
+	return os.Chown(dir, -1, group)
 }
 
 // removeStale removes the socket of a master that is gone.
@@ -95,7 +153,7 @@ func removeStale(addr *net.UnixAddr) error {
 	conn, err := net.DialUnix("unix", nil, addr)
 	if err == nil {
 		defer conn.Close()
-		pid, _, err := peerOf(conn)
+		pid, _, _, err := peerOf(conn)
 		if err != nil {
 			return err
 		}
@@ -141,122 +199,51 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// peerKey is the context key of a connection's uid.
+// peerKey is the context key of a connection's peer.
 type peerKey struct{}
 
-// rememberPeer notes who is at the other end, -1 if the kernel does not tell.
-func rememberPeer(ctx context.Context, conn net.Conn) context.Context {
-	uid := -1
-	if c, ok := conn.(*net.UnixConn); ok {
-		if _, peer, err := peerOf(c); err == nil {
-			uid = peer
-		}
-	}
-	return context.WithValue(ctx, peerKey{}, uid)
+// peer is who is at the other end of a connection.
+type peer struct {
+	uid    int // -1 if the kernel does not tell
+	groups []int
 }
 
-// peerOf returns the process and the user at the other end of conn.
-func peerOf(conn *net.UnixConn) (pid, uid int, err error) {
+// rememberPeer notes who is at the other end.
+func rememberPeer(ctx context.Context, conn net.Conn) context.Context {
+	who := peer{uid: -1}
+	if c, ok := conn.(*net.UnixConn); ok {
+		if _, uid, groups, err := peerOf(c); err == nil {
+			who = peer{uid, groups}
+		}
+	}
+	return context.WithValue(ctx, peerKey{}, who)
+}
+
+// peerFrom is what rememberPeer noted.
+func peerFrom(ctx context.Context) peer {
+	if who, ok := ctx.Value(peerKey{}).(peer); ok {
+		return who
+	}
+	return peer{uid: -1}
+}
+
+// peerOf returns the process, the user and all groups at the other end of conn.
+func peerOf(conn *net.UnixConn) (pid, uid int, groups []int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
-	controlErr := raw.Control(func(fd uintptr) { pid, uid, err = sys.PeerOf(int(fd)) })
-	return pid, uid, errors.Join(controlErr, err)
-}
-
-// adminHandler is the API. Whatever the socket's mode says, only root and the
-// master's own user are served.
-func (m *Master) adminHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, m.Status())
-	})
-	mux.HandleFunc("GET /v1/stats", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, m.Stats())
-	})
-	mux.HandleFunc("GET /v1/errors", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, m.Errors())
-	})
-	mux.Handle("GET /metrics", m.scraper)
-	mux.HandleFunc("GET /readyz", m.answerReady)
-	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, control.VersionInfo{Version: m.options.Version})
-	})
-	mux.HandleFunc("GET /v1/config", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		// The client sees a text that is cut short by itself.
-		_, _ = w.Write(m.generation().text)
-	})
-	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
-		applied, err := m.Reload()
-		m.outcome(w, r, "reload", applied, err)
-	})
-	mux.HandleFunc("POST /v1/config", func(w http.ResponseWriter, r *http.Request) {
-		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, configBytesMax))
-		if err != nil {
-			m.outcome(w, r, "apply", nil, err)
-			return
+	controlErr := raw.Control(func(fd uintptr) {
+		if pid, uid, err = sys.PeerOf(int(fd)); err == nil {
+			groups, err = sys.PeerGroups(int(fd))
 		}
-		name := r.URL.Query().Get("name")
-		if name == "" {
-			name = "config"
-		}
-		dryRun := r.URL.Query().Get("dry_run") == "1"
-		applied, err := m.ApplyText(name, text, dryRun)
-		m.outcome(w, r, "apply", applied, err)
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		uid, ok := r.Context().Value(peerKey{}).(int)
-		if !ok || uid != 0 && uid != os.Geteuid() {
-			m.log.Warn("admin socket", "denied_uid", uid)
-			answer(w, http.StatusForbidden, control.Failure{Error: fmt.Sprintf("user %d may not control this cloud-cup", uid)})
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
+	return pid, uid, groups, errors.Join(controlErr, err)
 }
 
-// answerReady tells load balancers and the like whether to send requests here.
-func (m *Master) answerReady(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	text := m.unready()
-	if text != "" {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	} else {
-		text = "ready"
-	}
-	// A client that went away has its answer.
-	_, _ = io.WriteString(w, text+"\n")
-}
-
-// outcome answers a request to change something, and logs who asked.
-func (m *Master) outcome(w http.ResponseWriter, r *http.Request, what string, applied *control.Applied, err error) {
-	uid, _ := r.Context().Value(peerKey{}).(int)
-	if err == nil {
-		m.log.Info("admin socket", "did", what, "uid", uid, "generation", applied.Generation, "dry_run", applied.DryRun)
-		answer(w, http.StatusOK, applied)
-		return
-	}
-	status := http.StatusConflict
-	var invalid config.Errors
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &invalid):
-		status = control.StatusInvalid
-	case errors.As(err, &large):
-		status = http.StatusRequestEntityTooLarge
-	}
-	m.log.Warn("admin socket", "refused", what, "uid", uid, "err", err)
-	answer(w, status, control.Failure{Error: err.Error()})
-}
-
-// answer writes v as JSON.
-func answer(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	// The only errors are those of a client that went away.
-	_ = encoder.Encode(v)
+// mayControl reports whether the peer is served, whatever the socket's mode
+// says: root, the master's own user, and members of the group that the
+// configuration names.
+func (a *adminServer) mayControl(who peer) bool {
+	return who.uid == 0 || who.uid == os.Geteuid() || a.group != noGroup && slices.Contains(who.groups, a.group)
 }

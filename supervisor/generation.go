@@ -201,6 +201,9 @@ func (g *generation) unchangeable(next *generation) error {
 	if g.cfg.Admin.Socket != next.cfg.Admin.Socket {
 		note("admin.socket", g.cfg.Admin.Socket, next.cfg.Admin.Socket)
 	}
+	if g.cfg.Admin.Group != next.cfg.Admin.Group {
+		note("admin.group", g.cfg.Admin.Group, next.cfg.Admin.Group)
+	}
 	if changed == nil {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/stretchr/testify/require"
 )
 
@@ -86,7 +87,7 @@ func TestMetricsOverTCP(t *testing.T) {
 	address := free.Addr().String()
 	require.NoError(t, free.Close())
 	text = strings.Replace(withMetrics("127.0.0.1:0", address), "127.0.0.1:9", "refuse.test:1", 1)
-	_, err = r.client.Apply("x", []byte(text), false)
+	_, err = r.client.Apply("x", []byte(text), control.ApplyInMemory)
 	require.ErrorContains(t, err, "refused by the test")
 	require.Equal(t, first, r.Status().Metrics)
 	_, err = net.Dial("tcp4", address)

@@ -22,6 +22,9 @@ const largeConfig = 1 << 20
 // errNoFile refuses the reload of a configuration that is in no file.
 var errNoFile = errors.New("there is no file to reload: cloud-cup runs its built-in configuration")
 
+// errNoFileToSave refuses to save where there is no file.
+var errNoFileToSave = errors.New("there is no file to save to: cloud-cup runs its built-in configuration")
+
 // Reload reads the file again and puts it in force in every worker, or changes
 // nothing.
 func (m *Master) Reload() (applied *control.Applied, err error) {
@@ -35,22 +38,35 @@ func (m *Master) Reload() (applied *control.Applied, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.apply(next, false)
+	return m.apply(next, applyNow)
 }
 
-// ApplyText puts a configuration in force that is in no file, or only checks
-// that it could be. name stands for it in messages.
-func (m *Master) ApplyText(name string, text []byte, dryRun bool) (applied *control.Applied, err error) {
+// ways are what can be done with a configuration.
+type ways uint8
+
+const (
+	applyNow  ways = iota // put it in force
+	applyDry              // only check that it could be
+	applySave             // put it in force and into the file
+)
+
+// ApplyText does with a configuration what how says. name stands for it in
+// messages.
+func (m *Master) ApplyText(name string, text []byte, how ways) (applied *control.Applied, err error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	if !dryRun {
+	if how != applyDry {
 		defer func() { m.countReload(err) }()
 	}
-	next, err := parse(name, text, m.generation().dir, sourceMemory)
+	source := sourceMemory
+	if how == applySave {
+		source = sourceFile
+	}
+	next, err := parse(name, text, m.generation().dir, source)
 	if err != nil {
 		return nil, err
 	}
-	return m.apply(next, dryRun)
+	return m.apply(next, how)
 }
 
 // refreshAddresses resolves all names again and tells the workers if anything
@@ -73,33 +89,55 @@ func (m *Master) refreshAddresses() bool {
 	return len(next.failures) == 0
 }
 
-// apply makes next the generation in force.
-func (m *Master) apply(next *generation, dryRun bool) (*control.Applied, error) {
+// save writes next into the file that the master was started with, if how says
+// so, and returns the file's name. undo takes it back.
+func (m *Master) save(next *generation, how ways) (undo func() error, path string, err error) {
+	if how != applySave {
+		return func() error { return nil }, "", nil
+	}
+	if path = m.options.Path; path == "" {
+		return nil, "", errNoFileToSave
+	}
+	undo, err = replaceFile(path, next.text)
+	return undo, path, err
+}
+
+// apply makes next the generation in force, or does what else how says. A file
+// that is to be written is written first, because that is what may fail for
+// reasons outside of this program.
+func (m *Master) apply(next *generation, how ways) (*control.Applied, error) {
 	now := m.generation()
 	if err := now.unchangeable(next); err != nil {
 		return nil, err
 	}
-	if dryRun {
-		return &control.Applied{Generation: now.number, DryRun: true}, nil
+	changes := changesBetween(now.cfg, next.cfg)
+	if how == applyDry {
+		return &control.Applied{Generation: now.number, Before: now.number, DryRun: true, Changes: changes}, nil
 	}
 	next.resolve(m.lookup, now)
-	scrapes, err := m.listenMetrics(next.cfg.Admin.Metrics, m.metrics)
+	undo, saved, err := m.save(next, how)
 	if err != nil {
 		return nil, fmt.Errorf("nothing was changed: %w", err)
+	}
+	scrapes, err := m.listenMetrics(next.cfg.Admin.Metrics, m.metrics)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nothing was changed: %w", err), undo())
 	}
 	applied, err := m.commit(next)
 	m.useMetrics(scrapes, err == nil)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, undo())
 	}
 	if err := m.fill(true); err != nil {
 		m.log.Error("a further worker does not start yet", "err", err)
 	}
 	applied.Workers = len(m.running())
+	applied.Before, applied.Saved, applied.Changes = now.number, saved, changes
 	for host, why := range next.failures {
 		m.log.Warn("backend does not resolve", "backend", host, "err", why)
 	}
-	m.log.Info("configuration in force", "generation", next.number, "source", next.source, "workers", applied.Workers)
+	m.log.Info("configuration in force", "generation", next.number, "before", now.number, "source", next.source,
+		"workers", applied.Workers, "changed", summary(changes))
 	return applied, nil
 }
 

@@ -195,7 +195,7 @@ func startRig(t *testing.T, change func(*Options, *Master)) *rig {
 	require.NoError(t, err)
 	r := &rig{
 		Master: m, t: t, path: path, client: control.NewClient(o.Admin),
-		signals: make(chan os.Signal, 2), done: make(chan error, 1),
+		signals: m.signals, done: make(chan error, 1),
 	}
 	go func() { r.done <- m.obey(r.signals) }()
 	t.Cleanup(func() {

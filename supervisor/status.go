@@ -2,9 +2,7 @@ package supervisor
 
 import (
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -35,7 +33,7 @@ func (m *Master) Status() *control.Status {
 		Engine:    m.engine,
 		Listeners: m.sockets.addresses(),
 		Metrics:   m.metrics.name(),
-		Backends:  backendStatus(g, m.failures),
+		Backends:  m.backendStatus(g, m.failures),
 	}
 	var totals shm.Totals
 	for _, slot := range m.slots {
@@ -129,16 +127,24 @@ func (m *Master) totalsStatus(t *shm.Totals) control.Totals {
 		Calls:           t.Calls,
 		HeapObjects:     t.HeapObjects,
 	}
-	for i, n := range t.Reasons {
+	out.Reasons = m.reasonCounts(t.Reasons[:])
+	return out
+}
+
+// reasonCounts are the counts that are not zero, by the reasons' words; nil if
+// there is none.
+func (m *Master) reasonCounts(counts []uint64) map[string]uint64 {
+	var words map[string]uint64
+	for i, n := range counts {
 		if n == 0 {
 			continue
 		}
-		if out.Reasons == nil {
-			out.Reasons = map[string]uint64{}
+		if words == nil {
+			words = map[string]uint64{}
 		}
-		out.Reasons[m.reasonWord(i)] += n
+		words[m.reasonWord(i)] += n
 	}
-	return out
+	return words
 }
 
 // reasonWord is the word for what shm.Totals.Reasons counts at i.
@@ -167,18 +173,4 @@ func (m *Master) drift(g *generation) string {
 		return "applied from memory, differs from the file; the next reload or restart ends it"
 	}
 	return "the file has changed since it was loaded"
-}
-
-// backendStatus lists the backends by host.
-func backendStatus(g *generation, failures map[string]string) []control.BackendStatus {
-	routes := g.hosts()
-	list := make([]control.BackendStatus, 0, len(routes))
-	for _, host := range slices.Sorted(maps.Keys(routes)) {
-		b := control.BackendStatus{Host: host, Routes: routes[host], Addresses: control.BackendAddresses(host, g.addresses), Error: failures[host]}
-		if b.Addresses == nil {
-			b.Addresses = []string{}
-		}
-		list = append(list, b)
-	}
-	return list
 }

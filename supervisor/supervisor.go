@@ -129,18 +129,19 @@ type Master struct {
 	cut, lost  int           // connections and workers that did not end in order while stopping
 	stopping   chan struct{} // closed when the master begins to stop
 	slotsEnded sync.WaitGroup
+
+	signals chan os.Signal // what obey obeys
 }
 
 // Run runs a master until a signal stops it. The error tells how the process
 // should exit: see ExitCode.
 func Run(o Options) error {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
-	defer signal.Stop(signals)
+	m := newMaster(o)
+	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
+	defer signal.Stop(m.signals)
 	// A reader of the log that goes away must not end the master.
 	signal.Ignore(syscall.SIGPIPE)
 
-	m := newMaster(o)
 	admin, err := m.start()
 	if err != nil {
 		return err
@@ -149,7 +150,7 @@ func Run(o Options) error {
 	background := make(chan struct{})
 	go m.keepResolving(background)
 	go m.keepSampling(background)
-	err = m.obey(signals)
+	err = m.obey(m.signals)
 	close(background)
 	return errors.Join(err, m.metrics.close(), admin.close())
 }
@@ -157,7 +158,7 @@ func Run(o Options) error {
 func newMaster(o Options) *Master {
 	m := &Master{
 		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
-		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}),
+		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}), signals: make(chan os.Signal, 8),
 		history: newHistory(time.Now()),
 	}
 	m.scraper = &scraper{make: m.appendMetrics}
@@ -313,6 +314,14 @@ func (m *Master) unready() string {
 		return "no worker is running"
 	}
 	return ""
+}
+
+// signal does as if the process had got s. Of very many at once some are lost.
+func (m *Master) signal(s os.Signal) {
+	select {
+	case m.signals <- s:
+	default:
+	}
 }
 
 func (m *Master) isStopping() bool {

@@ -8,8 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -69,7 +67,9 @@ func TestReload(t *testing.T) {
 	r.setConfig(configText("127.0.0.1:0", "127.0.0.1:10"))
 	applied, err := r.client.Reload()
 	require.NoError(t, err)
-	require.Equal(t, &control.Applied{Generation: 2, Workers: 2}, applied)
+	require.Equal(t, &control.Applied{Generation: 2, Before: 1, Workers: 2, Changes: &control.Changes{
+		Changed: 1, Routes: []string{"~ *"}, Settings: []string{},
+	}}, applied)
 	for range 10 {
 		g, pid := ask(t, address)
 		require.EqualValues(t, 2, g)
@@ -134,17 +134,17 @@ func TestWorkerThatCannotFollowIsReplaced(t *testing.T) {
 func TestApplyIsShownAsDrift(t *testing.T) {
 	r := startRig(t, nil)
 	text := configText("127.0.0.1:0", "127.0.0.1:11")
-	applied, err := r.client.Apply("new.json", []byte(text), true)
+	applied, err := r.client.Apply("new.json", []byte(text), control.ApplyDryRun)
 	require.NoError(t, err)
 	require.True(t, applied.DryRun)
 	g, _ := ask(t, r.addresses()[0])
 	require.EqualValues(t, 1, g)
 
-	_, err = r.client.Apply("new.json", []byte("{"), false)
+	_, err = r.client.Apply("new.json", []byte("{"), control.ApplyInMemory)
 	require.ErrorIs(t, err, control.ErrConfig)
 	require.ErrorContains(t, err, "new.json:1:")
 
-	_, err = r.client.Apply("new.json", []byte(text), false)
+	_, err = r.client.Apply("new.json", []byte(text), control.ApplyInMemory)
 	require.NoError(t, err)
 	g, _ = ask(t, r.addresses()[0])
 	require.EqualValues(t, 2, g)
@@ -296,36 +296,6 @@ func TestCrashLoop(t *testing.T) {
 	eventually(t, "the slot to be back", func() bool { return len(r.running()) == 2 })
 }
 
-func TestAdminServesOnlyItsUser(t *testing.T) {
-	handler := newMaster(testOptions(writeConfig(t, "{}"), testLog{t})).adminHandler()
-	for uid, want := range map[int]int{os.Geteuid(): http.StatusOK, 0: http.StatusOK, os.Geteuid() + 1: http.StatusForbidden, -1: http.StatusForbidden} {
-		r := httptest.NewRequest(http.MethodGet, "/v1/version", nil)
-		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, uid)))
-		require.Equal(t, want, w.Code, "user %d", uid)
-	}
-}
-
-func TestStaleAdminSocketIsReplaced(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sub", "admin.sock")
-	l, err := listenSocket(path)
-	require.NoError(t, err)
-	_, err = listenSocket(path)
-	require.ErrorContains(t, err, fmt.Sprintf("(pid %d)", os.Getpid()))
-	l.SetUnlinkOnClose(false)
-	require.NoError(t, l.Close())
-	l, err = listenSocket(path)
-	require.NoError(t, err)
-	info, err := os.Stat(path)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-	require.NoError(t, l.Close())
-
-	require.NoError(t, os.WriteFile(path, []byte("precious"), 0o600))
-	_, err = listenSocket(path)
-	require.ErrorContains(t, err, "is no socket")
-}
-
 func TestEngineChoice(t *testing.T) {
 	refused := errors.New("io_uring_setup: operation not permitted")
 	probe := func(engine string) (string, error) {
@@ -361,10 +331,13 @@ func TestNamesAreResolvedAgain(t *testing.T) {
 	r.setConfig(configText("127.0.0.1:0", "db.test:80", "127.0.0.1:9"))
 	_, err := r.Reload()
 	require.NoError(t, err)
-	require.Equal(t, []control.BackendStatus{
-		{Host: "127.0.0.1:9", Routes: 1, Addresses: []string{"127.0.0.1:9"}},
-		{Host: "db.test:80", Routes: 1, Addresses: []string{"10.0.0.1:80"}},
-	}, backends())
+	like := control.BackendStatus{
+		Routes: 1, State: control.BackendEnabled, Weights: []int{1}, Health: control.HealthUp, Requests: map[string]uint64{},
+	}
+	fixed, named := like, like
+	fixed.Host, fixed.Addresses = "127.0.0.1:9", []string{"127.0.0.1:9"}
+	named.Host, named.Addresses = "db.test:80", []string{"10.0.0.1:80"}
+	require.Equal(t, []control.BackendStatus{fixed, named}, backends())
 
 	require.True(t, r.refreshAddresses())
 	require.EqualValues(t, 2, r.Status().Generation, "nothing changed")

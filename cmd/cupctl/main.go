@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
@@ -31,7 +33,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run is the program; it returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
-	c := &command{out: stdout}
+	c := &command{out: stdout, screen: screenOf(stdout)}
 	root := c.root()
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -53,6 +55,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 // command is the command line.
 type command struct {
 	out    io.Writer
+	screen *screen // the same, for tables
 	socket string
 	output string
 	begun  bool // the arguments were right: errors are not about usage
@@ -73,46 +76,79 @@ func (c *command) root() *cobra.Command {
 			c.begun = cmd.HasParent()
 			return nil
 		},
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.socket, "socket", "", "admin socket: PATH or unix:PATH (default "+control.DefaultSocket()+")")
 	flags.StringVarP(&c.output, "output", "o", "table", "table or json")
 
 	root.AddCommand(
-		&cobra.Command{
-			Use: "status", Short: "Show the master, its workers and backends", Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return c.status() },
-		},
-		&cobra.Command{
-			Use: "reload", Short: "Read the configuration file again; returns when every worker serves by it", Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return c.reload() },
-		},
-		&cobra.Command{
-			Use: "apply FILE", Short: "Put a file's content in force, in memory, until the next reload or restart", Args: cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error { return c.apply(args[0]) },
-		},
-		&cobra.Command{
-			Use: "check FILE", Short: "Validate a configuration file without a running cloud-cup", Args: cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error { return c.check(args[0]) },
-		},
-		&cobra.Command{
-			Use: "version", Short: "Show the versions of cupctl and of the running cloud-cup", Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return c.version() },
-		},
+		c.leaf("status", "Show the master, its workers and backends", c.status),
+		c.leaf("workers", "Show the workers and what they hold", c.workers),
+		c.leaf("backends", "Show the backends", c.backends),
+		c.routesCommand(),
+		c.leaf("config", "Show the configuration in force", c.config),
+		c.showCommand(),
+		c.leaf("reload", "Read the configuration file again; returns when every worker serves by it", c.reload),
+		c.applyCommand(),
+		c.checkCommand(),
+		c.stateCommand("drain", control.BackendDrain, "Send no new requests to a backend"),
+		c.stateCommand("disable", control.BackendDisabled, "The same, and close idle connections to it"),
+		c.stateCommand("enable", control.BackendEnabled, "Send requests to a backend again"),
+		c.weightCommand(),
+		c.explainCommand(),
+		c.stopCommand(),
+		c.leaf("version", "Show the versions of cupctl and of the running cloud-cup", c.version),
+		completionCommand(root),
 	)
 	return root
+}
+
+// leaf is a command without arguments.
+func (c *command) leaf(name, short string, do func() error) *cobra.Command {
+	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return do() }}
+}
+
+// showCommand has the verbs of programs before this one.
+func (c *command) showCommand() *cobra.Command {
+	show := c.leaf("show", "Show the configuration in force; show status shows what status does", c.config)
+	show.AddCommand(
+		c.leaf("config", "Show the configuration in force", c.config),
+		c.leaf("status", "Show the master, its workers and backends", c.status),
+	)
+	return show
+}
+
+// completionCommand prints what a shell needs to complete command lines.
+func completionCommand(root *cobra.Command) *cobra.Command {
+	shells := map[string]func(io.Writer) error{
+		"bash": func(w io.Writer) error { return root.GenBashCompletionV2(w, true) },
+		"zsh":  root.GenZshCompletion,
+		"fish": func(w io.Writer) error { return root.GenFishCompletion(w, true) },
+	}
+	names := slices.Sorted(maps.Keys(shells))
+	return &cobra.Command{
+		Use: "completion " + strings.Join(names, "|"), Short: "Print a script that completes commands and backends in a shell",
+		Example:   "  source <(cupctl completion bash)\n  cupctl completion fish >~/.config/fish/completions/cupctl.fish",
+		ValidArgs: names, Args: cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(cmd *cobra.Command, args []string) error { return shells[args[0]](cmd.OutOrStdout()) },
+	}
 }
 
 // allFlags are the flags of all commands: control.LongFlags must know them
 // before the command is known.
 func allFlags(root *cobra.Command) *pflag.FlagSet {
 	all := pflag.NewFlagSet("cupctl", pflag.ContinueOnError)
-	for _, cmd := range append(root.Commands(), root) {
+	var add func(cmd *cobra.Command)
+	add = func(cmd *cobra.Command) {
 		cmd.InitDefaultHelpFlag()
 		all.AddFlagSet(cmd.Flags())
 		all.AddFlagSet(cmd.PersistentFlags())
+		for _, below := range cmd.Commands() {
+			add(below)
+		}
 	}
+	add(root)
 	return all
 }
 
@@ -137,78 +173,6 @@ func (c *command) exitCode(err error) int {
 
 func (c *command) client() *control.Client { return control.NewClient(c.socket) }
 
-func (c *command) status() error {
-	s, err := c.client().Status()
-	if err != nil {
-		return err
-	}
-	if c.output == "json" {
-		return c.json(s)
-	}
-	return writeStatus(c.out, s)
-}
-
-func (c *command) reload() error {
-	applied, err := c.client().Reload()
-	if err != nil {
-		return err
-	}
-	return c.applied("reloaded", applied)
-}
-
-func (c *command) apply(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	applied, err := c.client().Apply(path, text, false)
-	if err != nil {
-		return err
-	}
-	return c.applied("applied in memory", applied)
-}
-
-func (c *command) applied(what string, a *control.Applied) error {
-	if c.output == "json" {
-		return c.json(a)
-	}
-	_, err := fmt.Fprintf(c.out, "%s: generation %d in force in %d workers\n", what, a.Generation, a.Workers)
-	return err
-}
-
-// checked is what check found, as JSON.
-type checked struct {
-	File   string `json:"file"`
-	Valid  bool   `json:"valid"`
-	Routes int    `json:"routes"`
-}
-
-func (c *command) check(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	dir, err := filepath.Abs(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	cfg, err := config.Parse(path, text, dir)
-	if err != nil {
-		return err
-	}
-	if c.output == "json" {
-		return c.json(checked{File: path, Valid: true, Routes: len(cfg.Routes)})
-	}
-	if _, err := fmt.Fprintf(c.out, "%s: valid, routes: %d\n", path, len(cfg.Routes)); err != nil {
-		return err
-	}
-	if err := cfg.Servable(); err != nil {
-		_, err = fmt.Fprintf(c.out, "note: this version cannot serve it: %v\n", err)
-		return err
-	}
-	return nil
-}
-
 // versions is both programs' versions, as JSON.
 type versions struct {
 	Cupctl   string `json:"cupctl"`
@@ -224,14 +188,23 @@ func (c *command) version() error {
 	case !errors.Is(err, control.ErrNotRunning):
 		return err
 	}
-	if c.output == "json" {
+	return show(c, v, nil, func(v versions) error {
+		if v.CloudCup == "" {
+			v.CloudCup = "not running"
+		}
+		return c.screen.table(nil, [][]string{{"cupctl", v.Cupctl}, {"cloud-cup", v.CloudCup}})
+	})
+}
+
+// show writes v as JSON if that was asked for, else as table does.
+func show[T any](c *command, v T, err error, table func(T) error) error {
+	switch {
+	case err != nil:
+		return err
+	case c.output == "json":
 		return c.json(v)
 	}
-	if v.CloudCup == "" {
-		v.CloudCup = "not running"
-	}
-	_, err = fmt.Fprintf(c.out, "cupctl     %s\ncloud-cup  %s\n", v.Cupctl, v.CloudCup)
-	return err
+	return table(v)
 }
 
 func (c *command) json(v any) error {

@@ -6,10 +6,13 @@ import (
 	"flag"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/spf13/pflag"
@@ -56,8 +59,21 @@ func exampleStatus() *control.Status {
 		},
 		Totals: totals,
 		Backends: []control.BackendStatus{
-			{Host: "127.0.0.1:8081", Addresses: []string{"127.0.0.1:8081"}, Routes: 2},
-			{Host: "api.internal:9000", Addresses: []string{}, Routes: 1, Error: "lookup api.internal: no such host"},
+			{
+				Host: "127.0.0.1:8081", Addresses: []string{"127.0.0.1:8081"}, Routes: 2, State: control.BackendDrain, Weights: []int{1, 3},
+				Health: control.HealthOut, OutFor: 1.234, Failures: 7, InFlight: 2, Idle: 3,
+				Requests: map[string]uint64{"2xx": 1180, "5xx": 9, "none": 3}, Reasons: map[string]uint64{"backend_refused": 3},
+				Retries: 2, Connects: 9, Reused: 1191,
+			},
+			{
+				Host: "api.internal:9000", Addresses: []string{}, Routes: 1, Error: "lookup api.internal: no such host",
+				State: control.BackendEnabled, Weights: []int{1}, WeightSet: new(int), Health: control.HealthUnresolved,
+				Requests: map[string]uint64{},
+			},
+			{
+				Host: "localhost:9001", Addresses: []string{"127.0.0.1:9001", "[::1]:9001"}, Routes: 1, State: control.BackendEnabled,
+				Weights: []int{1}, Health: control.HealthUp, Requests: map[string]uint64{"2xx": 17},
+			},
 		},
 	}
 }
@@ -88,17 +104,132 @@ func answerWith(status int, v any) http.HandlerFunc {
 	}
 }
 
-func TestStatusOutput(t *testing.T) {
-	socket := startMaster(t, answerWith(http.StatusOK, exampleStatus()))
-	code, table, errs := cupctl("status", "-socket", socket)
-	require.Zero(t, code, errs)
-	golden(t, "status.txt", []byte(table))
-	code, text, errs := cupctl("-o", "json", "--socket=unix:"+socket, "status")
-	require.Zero(t, code, errs)
-	golden(t, "status.json", []byte(text))
+// exampleAPI answers what a master would that is as exampleStatus says. What
+// is asked is noted in log.
+func exampleAPI(log *[]string) http.HandlerFunc {
+	s := exampleStatus()
+	answers := map[string]any{
+		"GET /v1/status":   s,
+		"GET /v1/workers":  s.Workers,
+		"GET /v1/backends": s.Backends,
+		"GET /v1/routes": []control.RouteStatus{
+			{Pattern: "*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081", "api.internal:9000"}},
+			{Pattern: "example.com/a/long/path/that/goes/on/*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081"}},
+		},
+		"GET /v1/routes?match=%2Fx": []control.RouteStatus{
+			{Pattern: "*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081"}},
+		},
+		"GET /v1/config":  json.RawMessage(`{"root": ":80"}`),
+		"GET /v1/version": control.VersionInfo{Version: "v0.1.0"},
+		"POST /v1/reload": control.Applied{Generation: 7, Before: 6, Workers: 2, Changes: &control.Changes{
+			Added: 1, Removed: 24, Changed: 1, Routes: []string{"+ /new", "~ *", "- /old"}, Settings: []string{"limits", "timeouts"},
+		}},
+		"POST /v1/config?dry_run=1&name=-": control.Applied{Generation: 6, Before: 6, DryRun: true, Changes: &control.Changes{}},
+		"POST /v1/config?name=-&save=1": control.Applied{
+			Generation: 7, Before: 6, Workers: 2, Saved: "cup.json", Changes: &control.Changes{Routes: []string{}, Settings: []string{}},
+		},
+		"PATCH /v1/backends/127.0.0.1:8081": control.BackendChanged{
+			Before: control.BackendStatus{Host: "127.0.0.1:8081", State: control.BackendEnabled, Weights: []int{1, 3}},
+			After:  s.Backends[0],
+		},
+		"PATCH /v1/backends/unix:%2Frun%2Fx.sock": control.BackendChanged{
+			Before: control.BackendStatus{Host: "unix:/run/x.sock", State: control.BackendEnabled, Weights: []int{1}},
+			After:  control.BackendStatus{Host: "unix:/run/x.sock", State: control.BackendEnabled, Weights: []int{1}, WeightSet: new(int)},
+		},
+		"POST /v1/stop":       control.Stopping{PID: 100, DrainDeadline: 30},
+		"POST /v1/stop?now=1": control.Stopping{PID: 100, DrainDeadline: 30, Now: true},
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		asked := r.Method + " " + r.URL.RequestURI()
+		*log = append(*log, asked)
+		if v, ok := answers[asked]; ok {
+			answerWith(http.StatusOK, v)(w, r)
+			return
+		}
+		answerWith(http.StatusNotFound, control.Failure{Error: "the test does not know " + asked})(w, r)
+	}
 }
 
-func TestReloadAndApply(t *testing.T) {
+// Each verb's output, as a table in 80 columns and as JSON, is held by a file:
+// the names in JSON are a promise.
+func TestOutput(t *testing.T) {
+	t.Setenv("COLUMNS", "80")
+	var log []string
+	socket := startMaster(t, exampleAPI(&log))
+	for name, c := range map[string]struct {
+		args  []string
+		asked string
+	}{
+		"status":        {[]string{"status"}, "GET /v1/status"},
+		"show-status":   {[]string{"show", "status"}, "GET /v1/status"},
+		"workers":       {[]string{"workers"}, "GET /v1/workers"},
+		"backends":      {[]string{"backends"}, "GET /v1/backends"},
+		"routes":        {[]string{"routes"}, "GET /v1/routes"},
+		"routes-match":  {[]string{"routes", "match", "/x"}, "GET /v1/routes?match=%2Fx"},
+		"config":        {[]string{"config"}, "GET /v1/config"},
+		"show":          {[]string{"show"}, "GET /v1/config"},
+		"show-config":   {[]string{"show", "config"}, "GET /v1/config"},
+		"version":       {[]string{"version"}, "GET /v1/version"},
+		"reload":        {[]string{"reload"}, "POST /v1/reload"},
+		"apply-dry-run": {[]string{"apply", "--dry-run", "-"}, "POST /v1/config?dry_run=1&name=-"},
+		"apply-save":    {[]string{"apply", "-f", "-", "-save"}, "POST /v1/config?name=-&save=1"},
+		"drain":         {[]string{"drain", "127.0.0.1:8081"}, "PATCH /v1/backends/127.0.0.1:8081"},
+		"weight":        {[]string{"weight", "unix:/run/x.sock", "0"}, "PATCH /v1/backends/unix:%2Frun%2Fx.sock"},
+		"stop":          {[]string{"stop"}, "POST /v1/stop"},
+		"stop-now":      {[]string{"stop", "--now"}, "POST /v1/stop?now=1"},
+		"explain":       {[]string{"explain"}, ""},
+		"explain-one":   {[]string{"explain", "backend_reset"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log = nil
+			code, table, errs := cupctl(append(c.args, "-socket", socket)...)
+			require.Zero(t, code, errs)
+			require.Empty(t, errs)
+			require.Contains(t, append(log, ""), c.asked)
+			golden(t, name+".txt", []byte(table))
+			require.NotContains(t, table, "\x1b")
+			for line := range strings.Lines(table) {
+				require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), 80, line)
+			}
+			code, text, errs := cupctl(append([]string{"-o", "json", "--socket=unix:" + socket}, c.args...)...)
+			require.Zero(t, code, errs)
+			require.True(t, json.Valid([]byte(text)))
+			golden(t, name+".json", []byte(text))
+		})
+	}
+}
+
+// Where there is no terminal, nothing is broken into lines.
+func TestOutputWithoutTerminal(t *testing.T) {
+	t.Setenv("COLUMNS", "")
+	var log []string
+	socket := startMaster(t, exampleAPI(&log))
+	code, table, errs := cupctl("routes", "--socket", socket)
+	require.Zero(t, code, errs)
+	require.Contains(t, table, "\nexample.com/a/long/path/that/goes/on/*  round-robin  127.0.0.1:8081\n")
+}
+
+func TestTable(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{out: &out, width: 30, color: true}
+	require.NoError(t, s.table([]string{"A", "STATE"}, [][]string{
+		{"short", "up"}, {"some words that are too long for it", "running, stuck"}, {"unbrokenunbrokenunbroken", "x"},
+	}))
+	require.Equal(t, strings.Join([]string{
+		"A               STATE",
+		"short           \x1b[32mup\x1b[0m",
+		"some words      \x1b[32mrunning, stuck\x1b[0m",
+		"that are too",
+		"long for it",
+		"unbrokenunbrok  x",
+		"enunbroken",
+		"",
+	}, "\n"), out.String())
+	require.Equal(t, []string{""}, wrap("", 8))
+	require.Equal(t, []string{"aaaa", "bb c"}, wrap("aaaa bb c", 4))
+}
+
+func TestApplySendsTheContent(t *testing.T) {
 	var asked, body string
 	socket := startMaster(t, func(w http.ResponseWriter, r *http.Request) {
 		text := new(bytes.Buffer)
@@ -106,18 +237,161 @@ func TestReloadAndApply(t *testing.T) {
 		asked, body = r.Method+" "+r.URL.String(), text.String()
 		answerWith(http.StatusOK, control.Applied{Generation: 7, Workers: 2})(w, r)
 	})
-	code, out, _ := cupctl("reload", "--socket", socket)
-	require.Zero(t, code)
-	require.Equal(t, "reloaded: generation 7 in force in 2 workers\n", out)
-	require.Equal(t, "POST /v1/reload", asked)
-
 	file := filepath.Join(t.TempDir(), "x.json")
 	require.NoError(t, os.WriteFile(file, []byte("content"), 0o600))
-	code, out, _ = cupctl("-output=json", "apply", file, "--socket", socket)
-	require.Zero(t, code)
-	require.JSONEq(t, `{"generation": 7, "workers": 2}`, out)
-	require.Contains(t, asked, "POST /v1/config?name=")
-	require.Equal(t, "content", body)
+	for _, args := range [][]string{{"apply", file}, {"apply", "-f", file}, {"apply", "-file", file}} {
+		body = ""
+		code, out, _ := cupctl(append(args, "--socket", socket)...)
+		require.Zero(t, code)
+		require.Equal(t, "applied in memory: generation 7 in force in 2 workers\n", out)
+		require.Contains(t, asked, "POST /v1/config?name=")
+		require.Equal(t, "content", body)
+	}
+}
+
+// check without a file connects to backends from here.
+func TestCheckBackends(t *testing.T) {
+	t.Setenv("COLUMNS", "")
+	status := http.StatusOK
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		require.Equal(t, "/health", r.URL.Path)
+		w.WriteHeader(status)
+	}))
+	defer backend.Close()
+	green := backend.Listener.Addr().String()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	red := l.Addr().String()
+	unix := "unix:" + startMaster(t, answerWith(http.StatusOK, nil))
+
+	socket := startMaster(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/v1/backends":
+			answerWith(http.StatusOK, []control.BackendStatus{
+				{Host: green, Addresses: []string{green}}, {Host: red, Addresses: []string{red}},
+				{Host: unix, Addresses: []string{unix}}, {Host: "no.test:80"},
+			})(w, r)
+		case "/v1/routes":
+			answerWith(http.StatusOK, []control.RouteStatus{{Pattern: "*", Backends: []string{green, unix}}, {Pattern: "/x", Backends: []string{red}}})(w, r)
+		}
+	})
+	for _, c := range []struct {
+		args     string
+		code     int
+		contains []string
+	}{
+		{"check", 1, []string{green, red, "red", "connection refused", "no.test:80", "does not resolve", unix}},
+		{"check -r *", 0, []string{green, unix}},
+		{"check --route /x", 1, []string{red}},
+		{"check -r /nothing", 1, nil},
+		{"check -b " + green, 0, []string{green, "green"}},
+		{"check -b " + green + " -b " + red, 1, []string{green, red}},
+		{"check -b " + green + " --get /health", 0, []string{"200"}},
+		{"check -b " + green + " -head /health", 0, []string{"200"}},
+		{"check -b " + unix + " --get /any", 0, []string{"200"}},
+		{"check -o json -b " + green, 0, []string{`"green": true`}},
+	} {
+		code, out, errs := cupctl(append(strings.Fields(c.args), "--socket", socket)...)
+		require.Equal(t, c.code, code, "%s: %s%s", c.args, out, errs)
+		require.Equal(t, c.code, strings.Count(errs, "\n"), "%s: %s", c.args, errs)
+		for _, want := range c.contains {
+			require.Contains(t, out, want, c.args)
+		}
+	}
+	status = http.StatusServiceUnavailable
+	code, out, _ := cupctl("check", "-b", green, "--get", "/health")
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, out, "503")
+}
+
+// What is asked of a backend is what the command line says.
+func TestBackendCommands(t *testing.T) {
+	var body string
+	socket := startMaster(t, func(w http.ResponseWriter, r *http.Request) {
+		text := new(bytes.Buffer)
+		text.ReadFrom(r.Body)
+		body = text.String()
+		answerWith(http.StatusOK, control.BackendChanged{})(w, r)
+	})
+	for args, want := range map[string]string{
+		"drain b:1":          `{"state":"drain"}`,
+		"disable b:1":        `{"state":"disabled"}`,
+		"enable b:1":         `{"state":"enabled"}`,
+		"weight b:1 7":       `{"weight":7}`,
+		"weight b:1 0":       `{"weight":0}`,
+		"weight b:1 default": `{"configured_weight":true}`,
+	} {
+		code, _, errs := cupctl(append(strings.Fields(args), "--socket", socket)...)
+		require.Zero(t, code, errs)
+		require.Equal(t, want, body, args)
+	}
+}
+
+// drain --wait returns when nothing is in flight by the word of workers that
+// are not stuck.
+func TestDrainWaits(t *testing.T) {
+	asked := 0
+	s := &control.Status{Workers: []control.WorkerStatus{{Stale: true}}, Backends: []control.BackendStatus{{Host: "a:1"}, {Host: "b:1"}}}
+	socket := startMaster(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPatch {
+			answerWith(http.StatusOK, control.BackendChanged{After: control.BackendStatus{InFlight: 3}})(w, r)
+			return
+		}
+		asked++
+		s.Workers[0].Stale = asked < 2
+		s.Backends[1].InFlight = uint64(max(4-asked, 0))
+		answerWith(http.StatusOK, s)(w, r)
+	})
+	code, out, errs := cupctl("drain", "b:1", "--wait", "--socket", socket)
+	require.Zero(t, code, errs)
+	require.Equal(t, 4, asked)
+	require.Contains(t, out, "0 in flight")
+	code, _, errs = cupctl("drain", "c:1", "--wait", "--socket", socket)
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errs, "no longer in the configuration")
+
+	s.Backends[0].InFlight = 5
+	code, _, errs = cupctl("disable", "a:1", "--wait", "--timeout", "10ms", "--socket", socket)
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errs, "a:1 still has 5 requests in flight after 10ms")
+}
+
+func TestStopWaits(t *testing.T) {
+	asked := 0
+	var s *http.Server
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	s = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 4 {
+			s.Close()
+		}
+		answerWith(http.StatusOK, control.Stopping{PID: 100})(w, r)
+	})}
+	go s.Serve(l)
+	code, out, errs := cupctl("stop", "--wait", "--socket", path)
+	require.Zero(t, code, errs)
+	require.Equal(t, "stopped: pid 100\n", out)
+
+	path = startMaster(t, answerWith(http.StatusOK, control.Stopping{PID: 100}))
+	code, _, errs = cupctl("stop", "--wait", "--timeout", "10ms", "--socket", path)
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errs, "still runs after 10ms")
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		code, out, errs := cupctl("completion", shell)
+		require.Zero(t, code, errs)
+		require.Contains(t, out, "cupctl")
+	}
+	var log []string
+	socket := startMaster(t, exampleAPI(&log))
+	_, out, _ := cupctl("__complete", "--socket", socket, "drain", "")
+	require.Contains(t, out, "127.0.0.1:8081\napi.internal:9000\n")
+	_, out, _ = cupctl("__complete", "explain", "backend_")
+	require.Contains(t, out, "backend_reset\t")
 }
 
 func TestExitCodes(t *testing.T) {
@@ -138,20 +412,29 @@ func TestExitCodes(t *testing.T) {
 		code   int
 		stderr string
 	}{
-		"no command":       {nil, exitUsage, "no command"},
-		"unknown command":  {[]string{"dance"}, exitUsage, `unknown command "dance"`},
-		"unknown flag":     {[]string{"status", "--nope"}, exitUsage, "unknown flag"},
-		"bad output":       {[]string{"status", "-o", "xml"}, exitUsage, "want table or json"},
-		"missing argument": {[]string{"apply"}, exitUsage, "accepts 1 arg"},
-		"not running":      {[]string{"status", "-socket", gone}, exitNotRunning, "is not running"},
-		"refused":          {[]string{"reload", "-socket", refuse(http.StatusConflict)}, exitFailed, "cupctl: because"},
-		"invalid":          {[]string{"reload", "-socket", refuse(control.StatusInvalid)}, exitInvalid, "because"},
-		"denied":           {[]string{"reload", "-socket", refuse(http.StatusForbidden)}, exitDenied, "permission denied"},
-		"check good":       {[]string{"check", good}, 0, ""},
-		"check bad":        {[]string{"check", bad}, exitInvalid, bad + ":1:"},
-		"check no file":    {[]string{"check", gone}, exitFailed, "no such file"},
-		"version offline":  {[]string{"version", "-socket", gone}, 0, ""},
-		"help":             {[]string{"-help"}, 0, ""},
+		"no command":        {nil, exitUsage, "no command"},
+		"unknown command":   {[]string{"dance"}, exitUsage, `unknown command "dance"`},
+		"unknown flag":      {[]string{"status", "--nope"}, exitUsage, "unknown flag"},
+		"bad output":        {[]string{"status", "-o", "xml"}, exitUsage, "want table or json"},
+		"missing argument":  {[]string{"apply"}, exitUsage, "want one file"},
+		"not running":       {[]string{"status", "-socket", gone}, exitNotRunning, "is not running"},
+		"refused":           {[]string{"reload", "-socket", refuse(http.StatusConflict)}, exitFailed, "cupctl: because"},
+		"invalid":           {[]string{"reload", "-socket", refuse(control.StatusInvalid)}, exitInvalid, "because"},
+		"denied":            {[]string{"reload", "-socket", refuse(http.StatusForbidden)}, exitDenied, "permission denied"},
+		"two files":         {[]string{"apply", good, "-f", good}, exitUsage, "want one file"},
+		"save and dry run":  {[]string{"apply", good, "--save", "--dry-run"}, exitUsage, "exclude each other"},
+		"check and probe":   {[]string{"check", good, "-b", "x:1"}, exitUsage, "leave the flags out"},
+		"check bad path":    {[]string{"check", "--get", "x"}, exitUsage, "begins with a slash"},
+		"bad shell":         {[]string{"completion", "tcsh"}, exitUsage, "tcsh"},
+		"weight of words":   {[]string{"weight", "b:1", "much"}, exitFailed, "want a number or default"},
+		"drain nothing":     {[]string{"drain"}, exitUsage, "accepts 1 arg"},
+		"unknown reason":    {[]string{"explain", "bad_luck"}, exitFailed, "cupctl explain lists all"},
+		"check not running": {[]string{"check", "-socket", gone}, exitNotRunning, "is not running"},
+		"check good":        {[]string{"check", good}, 0, ""},
+		"check bad":         {[]string{"check", bad}, exitInvalid, bad + ":1:"},
+		"check no file":     {[]string{"check", gone}, exitFailed, "no such file"},
+		"version offline":   {[]string{"version", "-socket", gone}, 0, ""},
+		"help":              {[]string{"-help"}, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, _, errs := cupctl(c.args...)

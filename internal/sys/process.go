@@ -133,3 +133,31 @@ func PeerOf(fd int) (pid, uid int, err error) {
 	}
 	return int(cred.Pid), int(cred.Uid), nil
 }
+
+// PeerGroups returns the groups of who is at the other end of a unix socket,
+// the first of them its primary one (SO_PEERGROUPS, Linux 4.13, unix(7)).
+func PeerGroups(fd int) ([]int, error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return nil, os.NewSyscallError("SO_PEERCRED", err)
+	}
+	groups := []int{int(cred.Gid)}
+	ids := make([]uint32, 32)
+	for {
+		size := uint32(len(ids)) * uint32(unsafe.Sizeof(ids[0]))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&ids[0])), uintptr(unsafe.Pointer(&size)), 0)
+		count := int(size) / int(unsafe.Sizeof(ids[0]))
+		switch {
+		case errno == unix.ERANGE && count > len(ids):
+			ids = make([]uint32, count) // NGROUPS_MAX bounds it
+		case errno != 0:
+			return nil, os.NewSyscallError("SO_PEERGROUPS", errno)
+		default:
+			for _, id := range ids[:count] {
+				groups = append(groups, int(id))
+			}
+			return groups, nil
+		}
+	}
+}

@@ -40,10 +40,13 @@ var layers = []layer{
 		"internal/sys", "internal/shm", "config", "route", "message", "http1", "balance", "loop", "control",
 		"ring", "epollfallback", "proxy",
 	}},
-	{"supervisor", []string{"config", "control", "balance", "metrics", "internal/shm", "internal/sys"}},
+	// It answers which route takes a URL by the workers' own table: another
+	// matcher would be another opinion.
+	{"supervisor", []string{"config", "route", "control", "balance", "metrics", "internal/shm", "internal/sys"}},
 	{"internal/demo", []string{"config"}},
 	{"cmd/cloud-cup", []string{"config", "control", "supervisor", "worker", "internal/demo"}},
-	{"cmd/cupctl", []string{"config", "control", "supervisor", "worker", "internal/demo"}},
+	// It explains reasons by the words of their table.
+	{"cmd/cupctl", []string{"config", "message", "control", "supervisor", "worker", "internal/demo"}},
 	{"bench", []string{"config", "control"}},
 	{"integration", []string{"config", "control"}},
 	{"internal/looptest", []string{"loop", "internal/sys"}},

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/spf13/cobra"
+)
+
+// inFlightEvery is how often a backend is looked at that is to get rid of its
+// requests.
+const inFlightEvery = 100 * time.Millisecond
+
+// weightDefault as a weight is that of the configuration.
+const weightDefault = "default"
+
+// onBackend is a command about one backend, whose name a shell can complete.
+func (c *command) onBackend(use, short string, args int, do func(host string, rest []string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: cobra.ExactArgs(args),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return c.hosts(), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error { return do(args[0], args[1:]) },
+	}
+}
+
+// hosts are the backends that a shell may offer; none if no master answers.
+func (c *command) hosts() []string {
+	backends, err := c.client().Backends()
+	if err != nil {
+		return nil
+	}
+	var hosts []string
+	for _, b := range backends {
+		hosts = append(hosts, b.Host)
+	}
+	return hosts
+}
+
+// stateCommand puts a backend into a state that it leaves by enable.
+func (c *command) stateCommand(verb, state, short string) *cobra.Command {
+	var wait bool
+	var timeout time.Duration
+	cmd := c.onBackend(verb+" BACKEND", short, 1, func(host string, _ []string) error {
+		changed, err := c.client().SetBackend(host, control.BackendChange{State: state})
+		if err == nil && wait {
+			err = c.awaitIdle(host, timeout, &changed.After)
+		}
+		return show(c, changed, err, c.changedBackend)
+	})
+	if state != control.BackendEnabled {
+		cmd.Flags().BoolVar(&wait, "wait", false, "return when no request is left on it")
+		cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits (default: for ever)")
+	}
+	return cmd
+}
+
+// awaitIdle waits until no request is left on a backend, and notes how it is.
+func (c *command) awaitIdle(host string, timeout time.Duration, last *control.BackendStatus) error {
+	if *last = (control.BackendStatus{Host: host}); timeout < 0 {
+		return errors.New("--timeout: want 0s or more")
+	}
+	var left uint64
+	err := every(inFlightEvery, timeout, func() (bool, error) {
+		s, err := c.client().Status()
+		if err != nil {
+			return false, err
+		}
+		sure := true
+		for i := range s.Workers {
+			sure = sure && !s.Workers[i].Stale
+		}
+		for _, b := range s.Backends {
+			if b.Host == host {
+				*last, left = b, b.InFlight
+				return sure && left == 0, nil
+			}
+		}
+		return false, fmt.Errorf("backend %s is no longer in the configuration", host)
+	})
+	if errors.Is(err, errOver) {
+		return fmt.Errorf("%s still has %d requests in flight after %v", host, left, timeout)
+	}
+	return err
+}
+
+func (c *command) weightCommand() *cobra.Command {
+	return c.onBackend("weight BACKEND NUMBER|"+weightDefault, "Give a backend another share of the requests, at once, or the configured one", 2,
+		func(host string, rest []string) error {
+			change := control.BackendChange{ConfiguredWeight: rest[0] == weightDefault}
+			if !change.ConfiguredWeight {
+				n, err := strconv.Atoi(rest[0])
+				if err != nil {
+					return fmt.Errorf("weight %q: want a number or %s", rest[0], weightDefault)
+				}
+				change.Weight = &n
+			}
+			changed, err := c.client().SetBackend(host, change)
+			return show(c, changed, err, c.changedBackend)
+		})
+}
+
+// changedBackend writes what there was and what there is.
+func (c *command) changedBackend(b *control.BackendChanged) error {
+	from, to := b.Before.State, b.After.State
+	if from == to {
+		from, to = "weight "+weightOf(&b.Before), weightOf(&b.After)
+	}
+	_, err := fmt.Fprintf(c.out, "%s: %s -> %s, %d in flight\n", b.After.Host, from, to, b.After.InFlight)
+	return err
+}
+
+// weightOf is a backend's weight for a person.
+func weightOf(b *control.BackendStatus) string {
+	if b.WeightSet != nil {
+		return fmt.Sprintf("%d (set)", *b.WeightSet)
+	}
+	var list []string
+	for _, w := range b.Weights {
+		list = append(list, fmt.Sprint(w))
+	}
+	return strings.Join(list, ", ")
+}
