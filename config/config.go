@@ -129,6 +129,9 @@ type Backend struct {
 	// Weight is its share of the route's requests, relative to that of the
 	// others: 1 to WeightMax.
 	Weight int
+	// MaxConnections bounds the exchanges that all workers together have with
+	// the backend at a time, with each address of a name; 0: no bound.
+	MaxConnections int
 	// MaxFailure consecutive failures take the backend out; 0 never.
 	MaxFailure int
 	// Cooldown is how long it stays out.

@@ -96,10 +96,10 @@ var backendKeys = object[Backend]{
 	fields: []field[Backend]{
 		{path: "host", decode: (*decoder).host},
 		integer("weight", "1", 1, WeightMax, false, func(b *Backend) *int { return &b.Weight }),
+		integer("max_connections", "0", 0, 1_000_000, false, func(b *Backend) *int { return &b.MaxConnections }),
 		integer("max_failure", "5", 0, 1_000_000, false, func(b *Backend) *int { return &b.MaxFailure }),
 		duration("cooldown", "2s", timeoutMin, timeoutMax, false, func(b *Backend) *time.Duration { return &b.Cooldown }),
 	},
-	later: []string{"max_connections"},
 }
 
 // Bounds of timeouts. Timers are no finer than the lower one.

@@ -88,6 +88,20 @@ var explanations = [reasonCount]Explanation{
 			"cupctl enable BACKEND takes back a drain or disable",
 		},
 	},
+	ReasonBackendFull: {
+		"all backends at max_connections",
+		"Every backend of the route that takes requests had as many under way as its max_connections allows, in all workers together. The request was answered by 503 at once, without waiting. Tunnels count as long as they are open.",
+		[]string{
+			"more load than the backends are allowed to have",
+			"backends that have become slow, so that requests stay longer",
+			"many open tunnels (WebSocket)",
+			"another backend of the route is out or drained, and the rest is too few",
+		},
+		[]string{
+			"cupctl backends shows which are out or drained, and the requests in flight",
+			"raise max_connections, if the backend can take more, or add backends",
+		},
+	},
 	ReasonBackendUnresolved: {
 		"a name does not resolve",
 		"The names of all the route's backends do not resolve to an address. The request was answered by 503. The names are asked for again every few seconds.",

@@ -18,6 +18,7 @@ const (
 	ReasonClientTimeout
 	ReasonClientGone
 	ReasonNoBackend
+	ReasonBackendFull
 	ReasonBackendUnresolved
 	ReasonBackendRefused
 	ReasonBackendReset
@@ -50,6 +51,7 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonClientTimeout:     {"client_timeout", 408, "Request Timeout", "The request did not arrive in time."},
 	ReasonClientGone:        {"client_gone", 0, "", "The client closed the connection before the exchange was complete."},
 	ReasonNoBackend:         {"no_backend", 503, "Service Unavailable", "No backend of this route is available."},
+	ReasonBackendFull:       {"backend_full", 503, "Service Unavailable", "Every backend of this route that is available has as many requests as it may."},
 	ReasonBackendUnresolved: {"backend_unresolved", 503, "Service Unavailable", "The names of this route's backends do not resolve."},
 	ReasonBackendRefused:    {"backend_refused", 502, "Bad Gateway", "The backend could not be connected to."},
 	ReasonBackendReset:      {"backend_reset", 502, "Bad Gateway", "The backend closed the connection before it answered."},

@@ -189,6 +189,7 @@ func (c *client) refuse(reason message.Reason) {
 // endExchange gives the exchange back.
 func (c *client) endExchange() {
 	if x := c.x; x != nil {
+		x.recorded()
 		c.x = nil
 		c.p.putExchange(x)
 	}
@@ -206,7 +207,7 @@ func (c *client) goodbye() {
 // more use.
 func (c *client) gone() {
 	if c.state == clientExchange {
-		c.p.count(message.ReasonClientGone)
+		c.because(message.ReasonClientGone)
 	}
 	c.cut()
 }
@@ -215,7 +216,7 @@ func (c *client) gone() {
 // of a request's body. Responses to requests before that are still sent.
 func (c *client) broken() {
 	x := c.x
-	c.p.count(message.ReasonClientGone)
+	c.because(message.ReasonClientGone)
 	c.abort = x.state == exchangeRespond && x.respBody.toClose()
 	x.abandon()
 	x.become(exchangeDone)
@@ -307,7 +308,7 @@ func (c *client) timeout() {
 		c.refuse(message.ReasonClientTimeout)
 	case clientExchange:
 		if c.x.state == exchangeTunnel {
-			c.p.count(message.ReasonTunnelIdle)
+			c.because(message.ReasonTunnelIdle)
 			c.cut()
 			return
 		}
@@ -334,7 +335,7 @@ func (c *client) stalled() {
 		c.unsent = left
 		return // the deadline starts anew
 	}
-	c.p.count(message.ReasonClientTimeout)
+	c.because(message.ReasonClientTimeout)
 	c.cut()
 }
 

@@ -89,7 +89,7 @@ func (p *Proxy) relieve() {
 		excess -= worst.memory() // comes back when the kernel has returned it
 		switch o := worst.owner.(type) {
 		case *client:
-			p.count(message.ReasonMemory)
+			o.because(message.ReasonMemory)
 			o.cut()
 		case *stream:
 			if o.x == nil {

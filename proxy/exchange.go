@@ -64,9 +64,11 @@ type exchange struct {
 	upgrade  []byte       // the protocol asked for, a part of head; nil: none
 	tried    [attemptsMax]int16
 	attempts int
-	member   int            // of the route's balancer, while stream is set
+	member   int            // of the route's balancer, from its choice to leave
+	lease    int64          // of the trial that the attempt is; 0: none
 	failure  message.Reason // of the last attempt
 	stale    bool           // an idle connection turned out dead: the next attempt takes a new one
+	rec      record
 	next     *exchange
 }
 
@@ -91,6 +93,7 @@ func (x *exchange) begin(n int) {
 		(limits.RequestsPerConnection == 0 || c.requests < limits.RequestsPerConnection)
 
 	x.route, _ = p.snap.table.Lookup(req.Text(req.Host), req.Text(req.Path))
+	x.opened()
 	limit := x.route.spec.Limits.BodyBytes
 	x.reqBody.start(req.Framing, req.Length, req.Framing == message.FramingChunked, limit)
 	x.become(exchangeAsk)
@@ -110,9 +113,9 @@ func (x *exchange) begin(n int) {
 // attempt chooses a backend and hands it the request.
 func (x *exchange) attempt() {
 	p := x.p
-	i := -1
+	i := balance.None
 	if x.attempts < attemptsMax {
-		i = x.route.balancer.Pick(p.now, x.tried[:x.attempts])
+		i, x.lease = x.route.balancer.Pick(p.now, x.tried[:x.attempts])
 	}
 	if i < 0 {
 		switch {
@@ -120,18 +123,22 @@ func (x *exchange) attempt() {
 			x.fail(x.failure)
 		case x.route.balancer.Len() == 0:
 			x.fail(message.ReasonBackendUnresolved)
+		case i == balance.Full:
+			x.fail(message.ReasonBackendFull)
 		default:
 			x.fail(message.ReasonNoBackend)
 		}
 		return
 	}
-	x.askMember(i)
+	x.member = i
+	x.asking(x.route.backends[i])
+	x.askMember()
 }
 
-// askMember hands the request to a stream of the route's backend i.
-func (x *exchange) askMember(i int) {
-	b := x.route.backends[i]
-	x.member = i
+// askMember hands the request to a stream of the route's backend that was
+// chosen.
+func (x *exchange) askMember() {
+	b := x.rec.backend
 	if x.failure != message.ReasonNone {
 		x.p.counters.Retries++
 	}
@@ -143,6 +150,7 @@ func (x *exchange) askMember(i int) {
 		st = b.dial()
 	} else {
 		x.p.counters.BackendReused++
+		b.stats.Reused++
 	}
 	x.stream = st
 	st.begin(x)
@@ -157,6 +165,7 @@ func (x *exchange) askMember(i int) {
 	if !x.reqBody.done {
 		x.client.mark()
 	}
+	x.measure()
 }
 
 // headSegments is the number of segments that askMember queues.
@@ -221,7 +230,7 @@ func requestReason(err error) message.Reason {
 // of what the stream's connection holds.
 func (x *exchange) respond(n int) {
 	c, st, resp := x.client, x.stream, &x.resp
-	x.route.succeeded(x)
+	x.succeeded(int(resp.Status))
 	toChunked := false
 	switch resp.Framing {
 	case message.FramingChunked, message.FramingClose:
@@ -247,6 +256,7 @@ func (x *exchange) respond(n int) {
 	x.resp.Bytes = nil
 	st.become(streamBody)
 	c.mark()
+	x.measure()
 }
 
 // moveResponse moves what has come of the response's body, and ends the
@@ -284,6 +294,7 @@ func (x *exchange) finish() {
 	st := x.stream
 	x.stream = nil
 	st.release(x.reqBody.done)
+	x.leave()
 	x.end()
 }
 
@@ -315,9 +326,12 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 		reason != message.ReasonMemory && x.p.mayRetry()
 	switch {
 	case reason == message.ReasonMemory, stale && !again: // tells nothing about the backend
-		x.route.balancer.Abandoned(x.member)
+		x.route.balancer.Abandoned(x.member, x.lease)
 	case !stale:
-		x.route.failed(x, kind)
+		x.failed(kind)
+	}
+	if again {
+		x.rec.backend.stats.Retries++
 	}
 	var queued outQueue
 	if again && untouched {
@@ -329,15 +343,16 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 	st.become(streamClosing)
 	if !again {
 		queued.drop()
+		x.leave()
 		x.fail(reason)
 		return
 	}
-	member := x.member
-	if stale && !x.stale {
+	if stale {
 		x.stale = true
-		x.askMember(member)
+		x.askMember()
 	} else {
-		x.tried[x.attempts] = int16(member)
+		x.leave()
+		x.tried[x.attempts] = int16(x.member)
 		x.attempts++
 		x.attempt()
 	}
@@ -353,7 +368,7 @@ func (x *exchange) fail(reason message.Reason) {
 	c := x.client
 	x.abandon()
 	if x.state == exchangeRespond || x.state == exchangeTunnel {
-		x.p.count(reason)
+		c.because(reason)
 		x.keep = false
 		// Where the end of the connection is the end of the body, a FIN
 		// would pass the part off as the whole.
@@ -362,6 +377,7 @@ func (x *exchange) fail(reason message.Reason) {
 		return
 	}
 	x.keep = c.answer(reason, x.method == message.MethodHead, !x.keep || !x.reqBody.done)
+	x.measure()
 	x.end()
 }
 
@@ -370,8 +386,9 @@ func (x *exchange) abandon() {
 	if st := x.stream; st != nil {
 		x.stream = nil
 		if x.state == exchangeAsk {
-			x.route.balancer.Abandoned(x.member)
+			x.route.balancer.Abandoned(x.member, x.lease)
 		}
+		x.leave()
 		st.x = nil
 		st.become(streamClosing)
 	}
@@ -417,16 +434,19 @@ func connectReason(errno syscall.Errno) message.Reason {
 	return message.ReasonBackendRefused
 }
 
-// succeeded and failed tell the route's balancer about the exchange's member.
-func (r *routeState) succeeded(x *exchange) {
-	if r.balancer.Succeeded(x.member) {
-		x.p.log.Info("backend is back", "backend", r.backends[x.member].name, "route", r.spec.Pattern)
+// succeeded notes the head of a final response, or the switch to a tunnel.
+func (x *exchange) succeeded(status int) {
+	x.responding(status)
+	if x.route.balancer.Succeeded(x.member, x.lease) {
+		x.p.log.Info("backend is back", "backend", x.rec.backend.name, "route", x.route.spec.Pattern)
 	}
 }
 
-func (r *routeState) failed(x *exchange, kind balance.Kind) {
-	if r.balancer.Failed(x.member, kind, x.p.now) {
-		x.p.log.Warn("backend is out", "backend", r.backends[x.member].name, "route", r.spec.Pattern,
+// failed notes an attempt that failed because of the backend.
+func (x *exchange) failed(kind balance.Kind) {
+	x.rec.backend.stats.Failures[x.failure]++
+	if x.route.balancer.Failed(x.member, x.lease, kind, x.p.now) {
+		x.p.log.Warn("backend is out", "backend", x.rec.backend.name, "route", x.route.spec.Pattern,
 			"reason", x.failure.String())
 	}
 }

@@ -154,7 +154,7 @@ func newWorld(engine string) (*world, error) {
 	w.engine = looptest.Faulty(e, 0)
 	w.engine.Rates = looptest.Rates{}
 	w.proxy = proxy.New(proxy.Config{
-		Engine: w.engine, Pool: w.pool, Page: page, Backends: rows, Log: slog.New(slog.DiscardHandler),
+		Engine: w.engine, Pool: w.pool, Page: page, Backends: rows, Clock: monotonic, Log: slog.New(slog.DiscardHandler),
 	})
 	front, address, err := listen()
 	if err != nil {

@@ -264,10 +264,13 @@ func named(name []byte, names []string) bool {
 // reason's word for the one who searches the log. It reports whether the
 // connection may go on.
 func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
-	c.p.count(reason)
+	c.because(reason)
 	info := reason.Info()
 	if !c.room(answerRoom) {
 		return false // the connection ends without an answer
+	}
+	if c.x != nil {
+		c.x.rec.status = info.Status
 	}
 	length := len("NNN ") + len(info.Phrase) + len(": ") + len(info.Word) + len("\n") + len(info.Text) + len("\n")
 	b := append(c.scratch(), "HTTP/1.1 "...)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/internal/shm"
@@ -20,6 +21,7 @@ type Config struct {
 	Log      *slog.Logger
 	Page     *shm.Page     // this incarnation's
 	Backends *shm.Backends // that all workers share
+	Clock    func() int64  // CLOCK_MONOTONIC in nanoseconds, now and not at the turn's begin
 }
 
 // Proxy serves all connections of one worker. One goroutine, locked to the
@@ -33,13 +35,15 @@ type Proxy struct {
 	counters *shm.Counters // of page
 	page     *shm.Page
 	rows     *shm.Backends
+	clock    func() int64
 	slot     int
 
 	now       int64 // of this turn
 	deliverOp func(*loop.Op)
 	fireTimer func(*loop.Timer)
 
-	snap     *Snapshot
+	snap     *Snapshot        // in force
+	snaps    []*Snapshot      // that are held, the oldest first, snap the last
 	backends map[int]*backend // by row, those that snap names
 
 	conns   []*conn // by index
@@ -95,6 +99,7 @@ func New(cfg Config) *Proxy {
 		counters:    &cfg.Page.Counters,
 		page:        cfg.Page,
 		rows:        cfg.Backends,
+		clock:       cfg.Clock,
 		slot:        cfg.Slot,
 		now:         cfg.Engine.Now(),
 		backends:    make(map[int]*backend),
@@ -128,28 +133,55 @@ func (p *Proxy) Apply(s *Snapshot) {
 			m := &r.members[i]
 			b := p.backends[m.row]
 			if b == nil {
-				b = &backend{p: p, name: m.name(), addr: m.addr, hostLine: []byte("Host: " + hostOf(m.host) + "\r\n")}
+				b = p.newBackend(m)
 				p.backends[m.row] = b
 			}
 			b.named = true
 			r.backends[i] = b
-			r.balancer.Member(i).Row = &p.rows.Rows[m.row]
+			member := r.balancer.Member(i)
+			member.Row = b.row
+			if m.counted {
+				member.Mine = &b.stats.BackendGauges
+			}
 		}
+		r.snap, r.stats = s, &p.page.Routes[r.spec.Index]
 		r.balancer.Start(p.slot + int(s.Generation))
 	}
-	p.snap = s
+	before := p.snap
+	p.snap, p.snaps = s, append(p.snaps, s)
+	p.release(before)
 	p.pool.Reserve = s.Limits.Memory / reserveShare
 	p.pool.SetLimit(s.Limits.Memory)
-	p.counters.Generation, p.counters.OldestGeneration = s.Generation, s.Generation
+	p.counters.Generation = s.Generation
 	for row, b := range p.backends {
 		if !b.named {
-			for b.idle != nil {
-				b.idle.become(streamClosing)
-			}
+			b.closeIdle()
 			delete(p.backends, row)
 		}
 	}
 	p.armAccepts()
+	p.settle()
+}
+
+// release lets go of s if it is no longer in force and no exchange goes by it
+// any more. What is held is published.
+func (p *Proxy) release(s *Snapshot) {
+	if s == p.snap || s != nil && s.exchanges > 0 {
+		return
+	}
+	p.snaps = slices.DeleteFunc(p.snaps, func(held *Snapshot) bool { return held == s })
+	p.counters.Snapshots = uint64(len(p.snaps))
+	p.counters.OldestGeneration = p.snaps[0].Generation
+}
+
+// CloseDisabled closes the idle connections to backends that were disabled. On
+// the loop's thread.
+func (p *Proxy) CloseDisabled() {
+	for _, b := range p.backends {
+		if b.disabled() {
+			b.closeIdle()
+		}
+	}
 	p.settle()
 }
 
@@ -207,7 +239,7 @@ func (p *Proxy) cutAll() int {
 	n := 0
 	for _, c := range p.conns {
 		if cl, ok := c.owner.(*client); ok && cl.state != clientFree && cl.state != clientClosing {
-			p.count(message.ReasonDraining)
+			cl.because(message.ReasonDraining)
 			cl.cut()
 			n++
 		}
@@ -336,9 +368,6 @@ func (p *Proxy) Publish() {
 	p.counters.BuffersLent, p.counters.BuffersMapped = uint64(p.pool.Lent()), uint64(p.pool.Mapped())
 }
 
-// count counts a reason.
-func (p *Proxy) count(r message.Reason) { p.counters.Reasons[r]++ }
-
 // quarantine counts a broken rule of ours. The connection that broke it ends;
 // the first one's stack is logged.
 func (p *Proxy) quarantine(what string, from, to int) {
@@ -436,6 +465,7 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.client, x.stream, x.route = nil, nil, nil
 	x.head, x.headRest, x.headBuf, x.upgrade = nil, nil, nil, nil
 	x.attempts, x.failure, x.stale, x.bodySeen = 0, message.ReasonNone, false, 0
+	x.reqBody.moved, x.respBody.moved, x.rec = 0, 0, record{}
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
 

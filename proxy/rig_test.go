@@ -104,7 +104,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			level = slog.LevelError
 		}
 		r.proxy = proxy.New(proxy.Config{
-			Engine: e, Pool: pool, Page: r.page, Backends: r.rows,
+			Engine: e, Pool: pool, Page: r.page, Backends: r.rows, Clock: monotonic,
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)
@@ -125,10 +125,35 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 		if n := r.counters.Quarantined; n != 0 {
 			t.Errorf("quarantined = %d, want 0", n)
 		}
+		r.checkGauges()
 	}()
 	require.NoError(t, <-ready)
 	t.Cleanup(r.stop)
 	return r
+}
+
+// checkGauges complains about what is still counted when all exchanges have
+// ended.
+func (r *rig) checkGauges() {
+	if n := r.counters.Snapshots; n != 1 {
+		r.t.Errorf("%d snapshots are held in the end", n)
+	}
+	for i := range 8 {
+		if n := r.page.Routes[i].InFlight; n != 0 {
+			r.t.Errorf("%d exchanges of route %d are under way in the end", n, i)
+		}
+	}
+	idle := uint64(0)
+	for i := range rowsGiven.Load() + 1 {
+		g := &r.page.Backends[i].BackendGauges
+		idle += g.Idle
+		if n := r.rows.Rows[i].InFlight.Load(); g.InFlight != 0 || g.Counted != 0 || n != 0 {
+			r.t.Errorf("backend %d has %d exchanges in the end, %d and %d counted", i, g.InFlight, g.Counted, n)
+		}
+	}
+	if n := r.counters.BackendIdle; n != idle {
+		r.t.Errorf("%d connections are idle, %d by backend", n, idle)
+	}
 }
 
 // sharedMemory is what a master makes for a worker.
@@ -141,6 +166,12 @@ func sharedMemory(t testing.TB) (*shm.Page, *shm.Backends) {
 		require.NoError(t, errors.Join(page.Close(), rows.Close(), unix.Close(pageFD), unix.Close(rowsFD)))
 	})
 	return page, rows
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // it cannot fail
+	return ts.Nano()
 }
 
 // onLoop calls f on the loop and returns when it has run.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/balance"
 	"github.com/cloud-cup/cloud-cup/http1"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/route"
 )
@@ -25,6 +26,8 @@ type Snapshot struct {
 	table *route.Table[*routeState]
 	heads http1.Limits
 	all   []*routeState
+
+	exchanges int // under way that go by it
 }
 
 // RouteSpec is one route. Timeouts and Limits are complete: where the route
@@ -62,6 +65,9 @@ type BackendSpec struct {
 	Weight     int           // at least 1; shared among the addresses
 	MaxFailure int           // consecutive failures that take it out; 0: never
 	Cooldown   time.Duration
+	// MaxConnections bounds the exchanges that all workers together have with
+	// one of the addresses; 0: no bound.
+	MaxConnections int
 }
 
 // BackendAddr is an address of a backend with its row in shm.Backends. The row
@@ -98,6 +104,8 @@ type Limits struct {
 // routeState is a route as exchanges use it.
 type routeState struct {
 	spec     *RouteSpec
+	snap     *Snapshot       // set by Apply
+	stats    *shm.RouteStats // this worker's, set by Apply
 	balancer *balance.RoundRobin
 	backends []*backend // the balancer's members, set by Apply
 	members  []memberSpec
@@ -137,9 +145,10 @@ func (f *FieldRule) append(b []byte) []byte {
 
 // memberSpec is one address of one backend of a route.
 type memberSpec struct {
-	row  int
-	host string
-	addr loop.Addr
+	row     int
+	host    string
+	addr    loop.Addr
+	counted bool // a route bounds the exchanges with it
 }
 
 // hostOf is the Host field of a backend.
@@ -158,10 +167,6 @@ func (m *memberSpec) name() string {
 	return m.host
 }
 
-// weightScale is what the weight of a backend with one address counts, so that
-// it can be shared among several.
-const weightScale = 2520 // divisible by 1 to 10
-
 // Prepare builds what serving s needs, off the loop: it may take long for
 // large configurations. An error names what no worker could serve.
 func Prepare(s *Snapshot) error {
@@ -172,6 +177,7 @@ func Prepare(s *Snapshot) error {
 	}
 	entries := make([]route.Entry[*routeState], 0, len(s.Routes))
 	s.all = make([]*routeState, 0, len(s.Routes))
+	counted := s.countedRows()
 	for i := range s.Routes {
 		spec := &s.Routes[i]
 		r := &routeState{
@@ -184,11 +190,13 @@ func Prepare(s *Snapshot) error {
 		for j := range spec.Backends {
 			b := &spec.Backends[j]
 			for _, a := range b.Addrs {
-				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr})
+				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr, counted[a.Row]})
 				members = append(members, balance.Member{
-					Weight:     max(1, b.Weight*weightScale/len(b.Addrs)),
-					MaxFailure: uint32(b.MaxFailure),
-					Cooldown:   int64(b.Cooldown),
+					Weight:      b.Weight,
+					Addresses:   len(b.Addrs),
+					MaxFailure:  uint32(b.MaxFailure),
+					Cooldown:    int64(b.Cooldown),
+					MaxInFlight: int32(b.MaxConnections),
 				})
 			}
 		}
@@ -203,4 +211,24 @@ func Prepare(s *Snapshot) error {
 	}
 	s.table = table
 	return nil
+}
+
+// countedRows are the rows of the backends whose exchanges any route bounds.
+func (s *Snapshot) countedRows() map[int]bool {
+	var rows map[int]bool
+	for i := range s.Routes {
+		for j := range s.Routes[i].Backends {
+			b := &s.Routes[i].Backends[j]
+			if b.MaxConnections == 0 {
+				continue
+			}
+			if rows == nil {
+				rows = map[int]bool{}
+			}
+			for _, a := range b.Addrs {
+				rows[a.Row] = true
+			}
+		}
+	}
+	return rows
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/balance"
 	"github.com/cloud-cup/cloud-cup/http1"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
 )
@@ -62,10 +63,29 @@ type backend struct {
 	p        *Proxy
 	name     string
 	addr     loop.Addr
-	hostLine []byte  // its Host field, for routes that send it
-	idle     *stream // the most recently used first
+	row      *shm.BackendRow
+	stats    *shm.BackendStats // this worker's
+	hostLine []byte            // its Host field, for routes that send it
+	idle     *stream           // the most recently used first
 	coldest  *stream
 	named    bool // by the snapshot in force
+}
+
+func (p *Proxy) newBackend(m *memberSpec) *backend {
+	return &backend{
+		p: p, name: m.name(), addr: m.addr, row: &p.rows.Rows[m.row], stats: &p.page.Backends[m.row],
+		hostLine: []byte("Host: " + hostOf(m.host) + "\r\n"),
+	}
+}
+
+// disabled reports whether no connection to b may be kept.
+func (b *backend) disabled() bool { return b.row.Admin.Load() == shm.AdminDisabled }
+
+// closeIdle closes the connections that serve no exchange.
+func (b *backend) closeIdle() {
+	for b.idle != nil {
+		b.idle.become(streamClosing)
+	}
 }
 
 // freshFor is how long after its last use a connection still takes requests
@@ -95,6 +115,7 @@ func (b *backend) link(st *stream) {
 	}
 	b.idle = st
 	b.p.counters.BackendIdle++
+	b.stats.Idle++
 }
 
 func (b *backend) unlink(st *stream) {
@@ -110,6 +131,7 @@ func (b *backend) unlink(st *stream) {
 	}
 	st.prev, st.next = nil, nil
 	b.p.counters.BackendIdle--
+	b.stats.Idle--
 }
 
 // dial starts a new connection.
@@ -122,6 +144,7 @@ func (b *backend) dial() *stream {
 	b.p.engine.Submit(&st.connect)
 	st.open(st.connect.FD)
 	b.p.counters.BackendConnects++
+	b.stats.Connects++
 	return st
 }
 
@@ -179,6 +202,7 @@ func (st *stream) connected(op *loop.Op) {
 		return
 	}
 	st.progress = true
+	st.x.rec.connected = st.p.now
 	st.become(streamHead)
 }
 
@@ -274,7 +298,7 @@ func (st *stream) release(requestDone bool) {
 // settled puts the stream into its backend's pool, if nothing of the request
 // is left unsent.
 func (st *stream) settled() {
-	if !st.out.empty() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named {
+	if !st.out.empty() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named || st.backend.disabled() {
 		st.become(streamClosing)
 		return
 	}

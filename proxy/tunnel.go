@@ -42,7 +42,7 @@ func (x *exchange) switched() bool {
 // openTunnel forwards the 101 whose head is the first n bytes of what the
 // stream's connection holds.
 func (x *exchange) openTunnel(n int) {
-	x.route.succeeded(x)
+	x.succeeded(101)
 	if !x.writeSwitchHead() {
 		x.fail(message.ReasonMemory)
 		return

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,25 @@ import (
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 )
+
+// setBackendState puts the backend with the host, as it is configured, into an
+// administrative state. When it returns, no worker begins an exchange with one
+// that is not enabled, and idle connections to a disabled one are being closed.
+func (m *Master) setBackendState(host string, state uint32) error {
+	if err := m.shared.setState(host, state); err != nil {
+		return err
+	}
+	if state != shm.AdminDisabled {
+		return nil
+	}
+	errs := askAll(m.running(), control.Message{Type: control.TypeBackends}, -1)
+	for slot, err := range errs {
+		if err != nil && !errors.Is(err, errGone) {
+			return fmt.Errorf("worker %d: %w", slot, err)
+		}
+	}
+	return nil
+}
 
 // registry gives backends and routes their places in shared memory, sets what
 // an operator wants of backends, and adds up what workers count. A place is

@@ -250,3 +250,12 @@ func TestTooManyRoutesAndBackends(t *testing.T) {
 	require.ErrorContains(t, r.assign(g), "more than 65536 backends")
 	require.Len(t, r.rowOf, 1, "what was refused is free again")
 }
+
+func TestSetBackendState(t *testing.T) {
+	r := startRig(t, nil)
+	require.ErrorContains(t, r.setBackendState("127.0.0.1:10", shm.AdminDrain), "there is no backend")
+	for _, state := range []uint32{shm.AdminDrain, shm.AdminDisabled, shm.AdminEnabled} {
+		require.NoError(t, r.setBackendState("127.0.0.1:9", state))
+		require.Equal(t, state, r.shared.shared.Rows[0].Admin.Load())
+	}
+}

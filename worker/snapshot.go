@@ -84,7 +84,7 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 // backendOf translates a backend with its addresses, none if its name does not
 // resolve, and their rows.
 func backendOf(b *config.Backend, p *control.Payload) (spec proxy.BackendSpec, err error) {
-	spec = proxy.BackendSpec{Host: b.Host, Weight: b.Weight, MaxFailure: b.MaxFailure, Cooldown: b.Cooldown}
+	spec = proxy.BackendSpec{Host: b.Host, Weight: b.Weight, MaxFailure: b.MaxFailure, Cooldown: b.Cooldown, MaxConnections: b.MaxConnections}
 	for _, text := range control.BackendAddresses(b.Host, p.Addresses) {
 		addr, err := addressOf(text)
 		if err != nil {

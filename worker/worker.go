@@ -173,6 +173,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	w.engine, w.pool = opened.engine, opened.pool
 	w.proxy = proxy.New(proxy.Config{
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
+		Clock: sys.Monotonic,
 	})
 	w.apply(first)
 	w.large = first.large
@@ -264,6 +265,8 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		return w.unlisten(msg.Listener)
 	case control.TypeRenew:
 		return w.onLoop(w.proxy.RenewAccepts)
+	case control.TypeBackends:
+		return w.onLoop(w.proxy.CloseDisabled)
 	case control.TypeDrain:
 		return w.beginDrain(msg.Deadline)
 	}
