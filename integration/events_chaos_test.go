@@ -1,0 +1,166 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/stretchr/testify/require"
+)
+
+// chaos makes random events happen to a cup, several at once.
+type chaos struct {
+	t     *testing.T
+	c     *cup
+	w     *town
+	other string // an address that comes and goes
+
+	mu         sync.Mutex
+	random     *rand.Rand
+	generation int64
+	happened   map[string]int
+}
+
+// draw is a random number below n.
+func (x *chaos) draw(n int) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.random.IntN(n)
+}
+
+// config is a new configuration: other routes, 1 to 4 workers, one or two
+// addresses.
+func (x *chaos) config() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.generation++
+	w := *x.w
+	w.workers = 1 + x.random.IntN(4)
+	text := w.config(x.generation)
+	if x.random.IntN(2) == 0 {
+		text = withAddress(text, x.other)
+	}
+	return text
+}
+
+// withAddress lets a configuration listen on a second address.
+func withAddress(config, address string) string {
+	return strings.Replace(config, `"127.0.0.1:0"`, fmt.Sprintf(`["127.0.0.1:0", %q]`, address), 1)
+}
+
+// anyWorker is the process id of some worker, or 0.
+func (x *chaos) anyWorker() int {
+	s, err := x.c.admin.Status()
+	if err != nil || len(s.Workers) == 0 {
+		return 0
+	}
+	return s.Workers[x.draw(len(s.Workers))].PID
+}
+
+// signal sends a signal to some worker, which may end meanwhile.
+func (x *chaos) signal(sig syscall.Signal) int {
+	pid := x.anyWorker()
+	if pid != 0 {
+		_ = syscall.Kill(pid, sig)
+	}
+	return pid
+}
+
+// events are what may happen. What they return must be nil or say that nothing
+// was changed.
+func (x *chaos) events() map[string]func() error {
+	return map[string]func() error{
+		"apply": func() error { _, err := x.c.admin.Apply("chaos.json", []byte(x.config()), false); return err },
+		"HUP":   func() error { return syscall.Kill(x.c.pid(), syscall.SIGHUP) },
+		"broken": func() error {
+			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()[1:]), false)
+			if err == nil {
+				return fmt.Errorf("a broken configuration was accepted")
+			}
+			return nil
+		},
+		"kill": func() error { x.signal(syscall.SIGKILL); return nil },
+		"kill during apply": func() error {
+			var wg sync.WaitGroup
+			wg.Go(func() { x.signal(syscall.SIGKILL) })
+			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), false)
+			wg.Wait()
+			return err
+		},
+		"pause": func() error {
+			if pid := x.signal(syscall.SIGSTOP); pid != 0 {
+				time.Sleep(time.Duration(x.draw(300)) * time.Millisecond) // the length of the pause
+				_ = syscall.Kill(pid, syscall.SIGCONT)
+			}
+			return nil
+		},
+		"status": func() error { _, err := x.c.admin.Status(); return err },
+	}
+}
+
+// run lets one event after another happen until end.
+func (x *chaos) run(end time.Time) {
+	events := x.events()
+	var names []string
+	for name := range events {
+		names = append(names, name)
+	}
+	for time.Now().Before(end) {
+		name := names[x.draw(len(names))]
+		if err := events[name](); err != nil && !strings.Contains(err.Error(), "nothing was changed") {
+			x.t.Errorf("%s: %v", name, err)
+		}
+		x.mu.Lock()
+		x.happened[name]++
+		x.mu.Unlock()
+	}
+}
+
+// Random events, several at once, under load. Requests may fail only as those
+// do whose worker was killed; afterwards everything is as it was configured
+// last, and nothing is left over.
+func TestEventChaos(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		w := foundTown(t, 2)
+		c := startCup(t, engine, w.config(0))
+		seed := uint64(time.Now().UnixNano())
+		t.Logf("seed %d", seed)
+		x := &chaos{t: t, c: c, w: w, other: freePort(t), random: rand.New(rand.NewPCG(seed, 0)), happened: map[string]int{}}
+		l := startLoad(t, 16, onePerConnection(c.addr))
+		end := time.Now().Add(pick(2*time.Minute, 1500*time.Millisecond))
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { x.run(end) })
+		}
+		wg.Wait()
+
+		c.write(w.config(x.generation + 1))
+		eventually(t, "a reload to be possible", func() bool { _, err := c.admin.Reload(); return err == nil })
+		eventually(t, "the workers that are configured", func() bool {
+			s := c.status()
+			return len(s.Workers) == 2 && s.Workers[0].State == control.WorkerRunning && s.Workers[1].State == control.WorkerRunning
+		})
+		l.renewed()
+		lost := len(l.errors())
+		l.more(200)
+		failed := l.stop()
+		report(t, "chaos, "+engine, "%v; %d of %d requests failed", x.happened, lost, l.done.Load())
+		require.Len(t, failed, lost, "after the chaos")
+		for _, err := range failed {
+			require.NotErrorIs(t, err, errStatus)
+			require.NotErrorIs(t, err, syscall.ECONNREFUSED)
+		}
+		for range 20 {
+			a, err := browse(t, c.addr).get("/changed", 100, 1, "")
+			require.NoError(t, err)
+			require.Equal(t, w.turn(x.generation+1).name, a.backend)
+		}
+		_, err := openBrowser(x.other)
+		require.ErrorIs(t, err, syscall.ECONNREFUSED, "an address that is not configured")
+	})
+}
