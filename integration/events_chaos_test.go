@@ -75,10 +75,13 @@ func (x *chaos) signal(sig syscall.Signal) int {
 // was changed.
 func (x *chaos) events() map[string]func() error {
 	return map[string]func() error{
-		"apply": func() error { _, err := x.c.admin.Apply("chaos.json", []byte(x.config()), false); return err },
-		"HUP":   func() error { return syscall.Kill(x.c.pid(), syscall.SIGHUP) },
+		"apply": func() error {
+			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), control.ApplyInMemory)
+			return err
+		},
+		"HUP": func() error { return syscall.Kill(x.c.pid(), syscall.SIGHUP) },
 		"broken": func() error {
-			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()[1:]), false)
+			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()[1:]), control.ApplyInMemory)
 			if err == nil {
 				return fmt.Errorf("a broken configuration was accepted")
 			}
@@ -88,7 +91,7 @@ func (x *chaos) events() map[string]func() error {
 		"kill during apply": func() error {
 			var wg sync.WaitGroup
 			wg.Go(func() { x.signal(syscall.SIGKILL) })
-			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), false)
+			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), control.ApplyInMemory)
 			wg.Wait()
 			return err
 		},

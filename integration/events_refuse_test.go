@@ -71,8 +71,10 @@ func refusedByEachWay(t *testing.T, c *cup, engine, text, place string) int {
 	refused(code, stderr)
 	_, stderr, code = run(t, program("cupctl"), "check", file)
 	refused(code, stderr)
-	_, stderr, code = c.cupctl("apply", file)
-	refused(code, stderr)
+	for _, args := range [][]string{{"apply", file}, {"apply", "-f", file}, {"apply", "--save", file}} {
+		_, stderr, code = c.cupctl(args...)
+		refused(code, stderr)
+	}
 
 	want = filepath.Base(c.file) + place
 	c.write(text)
@@ -93,13 +95,14 @@ func refusedByEachWay(t *testing.T, c *cup, engine, text, place string) int {
 	status, answer := c.api(t, "POST", "/v1/reload", "")
 	require.Equal(t, control.StatusInvalid, status)
 	require.Contains(t, answer, want)
-	for _, query := range []string{"?name=sent.json", "?name=sent.json&dry_run=1"} {
+	count++
+	for _, query := range []string{"?name=sent.json", "?name=sent.json&dry_run=1", "?name=sent.json&save=1"} {
 		status, answer = c.api(t, "POST", "/v1/config"+query, text)
 		require.Equal(t, control.StatusInvalid, status)
 		require.Contains(t, answer, "sent.json"+place)
 		count++
 	}
-	return count + 1
+	return count
 }
 
 // after returns the records from number n on.
@@ -162,7 +165,7 @@ func TestEventStranger(t *testing.T) {
 		denied := 0
 		for _, mode := range []os.FileMode{0o600, 0o666, 0o777} {
 			require.NoError(t, os.Chmod(socket, mode))
-			for _, args := range strangersCommands(file) {
+			for _, args := range strangersCommands(file, b.addr) {
 				stranger := exec.Command(cupctl, append([]string{"--socket", socket}, args...)...)
 				stranger.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: strangerID, Gid: strangerID}}
 				out, err := stranger.CombinedOutput()
@@ -180,6 +183,10 @@ func TestEventStranger(t *testing.T) {
 }
 
 // strangersCommands are commands that ask for something or change something.
-func strangersCommands(file string) [][]string {
-	return [][]string{{"status"}, {"version"}, {"reload"}, {"apply", file}}
+func strangersCommands(file, backend string) [][]string {
+	return [][]string{
+		{"status"}, {"version"}, {"workers"}, {"backends"}, {"routes"}, {"config"}, {"show", "status"}, {"check"},
+		{"reload"}, {"apply", file}, {"apply", "--save", file}, {"drain", backend}, {"disable", backend}, {"enable", backend},
+		{"weight", backend, "3"}, {"stop"},
+	}
 }
