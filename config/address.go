@@ -40,7 +40,7 @@ func (d *decoder) listen(v *hujson.Value, c *Config) {
 	if !ok {
 		return
 	}
-	address, msg, hint := checkListen(s)
+	address, msg, hint := d.checkRoot(s)
 	if msg != "" {
 		d.at(v.StartOffset, hint, "root %q: %s", clip(s), msg)
 		return
@@ -66,6 +66,9 @@ func overlap(a, b string) bool {
 	if a == b {
 		return true
 	}
+	if strings.HasPrefix(a, "unix:") || strings.HasPrefix(b, "unix:") {
+		return false
+	}
 	return port(a) == port(b) && all(a) && all(b) && (a[0] == ':' || b[0] == ':')
 }
 
@@ -86,12 +89,22 @@ func collide(a, b string) bool {
 	return within(a[:i], b[:j]) || within(b[:j], a[:i])
 }
 
-// checkListen returns the canonical form of an address to listen on, or what
+// checkRoot returns the canonical form of an address of root, or what is wrong
+// with it.
+func (d *decoder) checkRoot(s string) (address, msg, hint string) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return d.unixSocket(path)
+	}
+	if looksLikeSocket(s) {
+		return "", "it is no IP address", fmt.Sprintf("did you mean %q?", "unix:"+clip(s))
+	}
+	return checkListen(s)
+}
+
+// checkListen returns the canonical form of a TCP address to listen on, or what
 // is wrong with it.
 func checkListen(s string) (address, msg, hint string) {
 	switch {
-	case strings.HasPrefix(s, "unix:"):
-		return "", "listening on unix sockets is not supported in this version", ""
 	case strings.HasPrefix(s, "https://"), strings.HasPrefix(s, "http://"):
 		_, rest, _ := strings.Cut(s, "://")
 		return "", "an address has no scheme", fmt.Sprintf("did you mean %q?", strings.TrimRight(rest, "/"))
@@ -142,7 +155,7 @@ func (d *decoder) host(v *hujson.Value, b *Backend) {
 // wrong with it.
 func (d *decoder) checkHost(s string) (host, msg, hint string) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		return d.unixHost(path)
+		return d.unixSocket(path)
 	}
 	switch {
 	case strings.HasPrefix(s, "https://"):
@@ -155,7 +168,7 @@ func (d *decoder) checkHost(s string) (host, msg, hint string) {
 		return "", "a backend is an address without a scheme", fmt.Sprintf("did you mean %q?", rest)
 	case strings.Contains(s, "://"):
 		return "", "a backend is an address without a scheme", ""
-	case strings.HasPrefix(s, "/"), strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"), strings.HasPrefix(s, "@"):
+	case looksLikeSocket(s):
 		return "", "a backend is an address and a port", fmt.Sprintf("did you mean %q?", "unix:"+clip(s))
 	case strings.Contains(s, "/"):
 		rest, _, _ := strings.Cut(s, "/")
@@ -185,8 +198,14 @@ func (d *decoder) checkHost(s string) (host, msg, hint string) {
 	return strings.ToLower(name) + ":" + port, "", ""
 }
 
-// unixHost checks the path of a backend that is a unix socket.
-func (d *decoder) unixHost(path string) (host, msg, hint string) {
+// looksLikeSocket reports whether s may be meant as a unix socket.
+func looksLikeSocket(s string) bool {
+	return strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") || strings.HasPrefix(s, "@")
+}
+
+// unixSocket returns the canonical form of the address of a unix socket, or
+// what is wrong with it.
+func (d *decoder) unixSocket(path string) (address, msg, hint string) {
 	if strings.HasPrefix(path, "@") {
 		if len(path) == 1 || len(path) > socketPathBytesMax {
 			return "", fmt.Sprintf("the name of an abstract socket has 1 to %d bytes", socketPathBytesMax-1), ""

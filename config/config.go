@@ -19,9 +19,9 @@ import (
 type Config struct {
 	// Root holds the addresses to listen on, at least one, without
 	// duplicates, each either "IP:port" in netip's canonical form
-	// ("127.0.0.1:8080", "[::1]:8080") or ":port" for all addresses of both
-	// families. "localhost" in the file is 127.0.0.1. Port 0 asks the kernel
-	// for a free port.
+	// ("127.0.0.1:8080", "[::1]:8080"), ":port" for all addresses of both
+	// families, or "unix:PATH" as in Backend.Host. "localhost" in the file is
+	// 127.0.0.1. Port 0 asks the kernel for a free port.
 	Root []string
 	// Workers is the number of worker processes, 0 for one per CPU that this
 	// process may use.
@@ -66,8 +66,10 @@ type Forwarding struct {
 	// in IPv6 form: unmap an address before it is looked up. Routes may share
 	// the slice.
 	TrustedProxies []netip.Prefix
-	Forwarded      Forwarded
-	HostHeader     HostHeader
+	// TrustedUnix says the same of clients that connect to unix sockets.
+	TrustedUnix bool
+	Forwarded   Forwarded
+	HostHeader  HostHeader
 	// RequestID gives a request an X-Request-Id if it has none.
 	RequestID bool
 }

@@ -102,6 +102,7 @@ func TestRoots(t *testing.T) {
 		`["127.0.0.1:1", "127.0.0.1:2", ":3"]`: {"127.0.0.1:1", "127.0.0.1:2", ":3"},
 		`["0.0.0.0:80", "[::]:80"]`:            {"0.0.0.0:80", "[::]:80"},
 		`[":80", "127.0.0.1:80"]`:              {":80", "127.0.0.1:80"},
+		`["unix:a.sock", "unix:@a:80", ":80"]`: {"unix:/etc/cup/a.sock", "unix:@a:80", ":80"},
 	} {
 		c := parse(t, strings.Replace(withHosts("a.b:1"), `":80"`, in, 1))
 		require.Equal(t, want, c.Root)
@@ -428,8 +429,8 @@ func FuzzWords(f *testing.F) {
 			require.Empty(t, msg)
 			require.Equal(t, h, again)
 		}
-		if a, msg, _ := checkListen(s); msg == "" {
-			again, msg, _ := checkListen(a)
+		if a, msg, _ := d.checkRoot(s); msg == "" {
+			again, msg, _ := d.checkRoot(a)
 			require.Empty(t, msg)
 			require.Equal(t, a, again)
 		}

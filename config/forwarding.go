@@ -23,12 +23,16 @@ func (d *decoder) trustedProxies(v *hujson.Value, f *Forwarding) {
 		d.at(v.StartOffset, "", "trusted_proxies has %d ranges, at most %d are possible", len(list.Elements), trustedMax)
 		return
 	}
-	f.TrustedProxies = nil
+	f.TrustedProxies, f.TrustedUnix = nil, false
 	places := make(map[netip.Prefix]int, len(list.Elements))
 	for i := range list.Elements {
 		e := &list.Elements[i]
 		s, ok := d.stringOf(e, "a range in trusted_proxies")
 		if !ok {
+			continue
+		}
+		if s == "unix:" && !f.TrustedUnix {
+			f.TrustedUnix = true
 			continue
 		}
 		p, msg, hint := checkTrusted(s)
@@ -51,8 +55,10 @@ func checkTrusted(s string) (p netip.Prefix, msg, hint string) {
 	text, length, ranged := strings.Cut(s, "/")
 	ip, err := netip.ParseAddr(text)
 	switch {
-	case strings.HasPrefix(s, "unix:"):
-		return p, "listening on unix sockets is not supported in this version", ""
+	case s == "unix:":
+		return p, "it stands twice", ""
+	case s == "unix", strings.HasPrefix(s, "unix:"):
+		return p, "unix sockets are trusted all together", `write "unix:"`
 	case err != nil:
 		return p, "this is neither an address nor a range", trustedHint(s)
 	case ip.Zone() != "":

@@ -18,12 +18,18 @@ func TestTrustedProxies(t *testing.T) {
 	}
 	require.Equal(t, []string{"10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32", "::1/128", "0.0.0.0/0", "::/0", "192.0.2.6/31"}, got)
 	require.Equal(t, c.TrustedProxies, c.Routes[0].TrustedProxies)
+	require.False(t, c.TrustedUnix)
+	c = parse(t, with(`"trusted_proxies": ["unix:", "::1"]`))
+	require.True(t, c.Routes[0].TrustedUnix)
+	require.Len(t, c.TrustedProxies, 1)
+	_, err := Parse("cup.json", []byte(with(`"trusted_proxies": ["unix:", "unix:"]`)), "")
+	require.ErrorContains(t, err, `trusted_proxies "unix:": it stands twice`)
 
 	var many strings.Builder
 	for i := range trustedMax + 1 {
 		fmt.Fprintf(&many, `"10.0.%d.%d",`, i>>8, i&255)
 	}
-	_, err := Parse("cup.json", []byte(with(`"trusted_proxies": [`+many.String()+`]`)), "")
+	_, err = Parse("cup.json", []byte(with(`"trusted_proxies": [`+many.String()+`]`)), "")
 	require.ErrorContains(t, err, "trusted_proxies has 1001 ranges, at most 1000 are possible")
 }
 

@@ -100,6 +100,9 @@ type Listener struct {
 	ID uint32 `json:"id"` // never used again by the same master
 	// Address is as configured, with the port in use; in TypeListen.
 	Address string `json:"address,omitempty"`
+	// Shared, in TypeListen, says that all workers accept from this socket,
+	// and not one alone.
+	Shared bool `json:"shared,omitempty"`
 	// Empty, in TypeUnlisten, asks to take all that waits in the accept queue
 	// first: the address is given up. Otherwise another worker has the socket.
 	Empty bool `json:"empty,omitempty"`

@@ -23,11 +23,12 @@ const acceptPause = int64(100e6)
 // listener is a listening socket that other processes have too: the master at
 // least.
 type listener struct {
-	id    uint32 // the caller's
-	index uint32 // in Proxy.listeners, where its place is used again
-	fd    int32
-	port  []byte // of the address, as text
-	ops   [acceptsMax]loop.Op
+	id     uint32 // the caller's
+	index  uint32 // in Proxy.listeners, where its place is used again
+	fd     int32
+	port   []byte // of the address, as text
+	shared bool   // other workers accept from it, too
+	ops    [acceptsMax]loop.Op
 
 	leaving leaving
 	took    bool   // an accept succeeded since the last look: there may be more
@@ -45,9 +46,9 @@ const (
 
 // Listen begins to accept from a listening, non-blocking descriptor, which the
 // Proxy owns from now on, also after an error. id names it in Unlisten and is no other
-// listener's. address is as configured, with the port in use. On the loop's
-// thread.
-func (p *Proxy) Listen(id uint32, fd int32, address string) error {
+// listener's. address is as configured, with the port in use. shared says that
+// other workers accept from the same socket: see tooMany. On the loop's thread.
+func (p *Proxy) Listen(id uint32, fd int32, address string, shared bool) error {
 	if err := p.attachListener(id, fd); err != nil {
 		return errors.Join(err, os.NewSyscallError("close", unix.Close(int(fd))))
 	}
@@ -56,7 +57,7 @@ func (p *Proxy) Listen(id uint32, fd int32, address string) error {
 		index = len(p.listeners)
 		p.listeners = append(p.listeners, nil)
 	}
-	l := &listener{id: id, index: uint32(index), fd: fd, port: portOf(address)}
+	l := &listener{id: id, index: uint32(index), fd: fd, port: portOf(address), shared: shared}
 	for i := range l.ops {
 		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}}
 	}
@@ -155,7 +156,7 @@ func (p *Proxy) armAccepts() {
 	p.throttled = false
 	for i := range acceptsMax {
 		for _, l := range p.listeners {
-			if l == nil || l.leaving == leavingNow || l.ops[i].InFlight() {
+			if l == nil || l.leaving == leavingNow || l.ops[i].InFlight() || l.shared && p.sharedPaused {
 				continue
 			}
 			if !p.mayAccept(i) {
@@ -176,6 +177,10 @@ func (p *Proxy) acceptDone(op *loop.Op) {
 		l := p.listeners[op.User.Index]
 		l.took = true
 		p.accepted(l, op)
+		if l.shared && p.tooMany() {
+			p.sharedPaused = true
+			p.wheel.Schedule(&p.sharedTimer, p.now+sharedPause)
+		}
 	case syscall.ECANCELED, syscall.ECONNABORTED, syscall.EINTR:
 	default:
 		// Descriptors or memory are short, or the listener is of no use:
@@ -197,6 +202,22 @@ func (p *Proxy) pauseAccepts(why syscall.Errno) {
 		p.log.Warn("accepting pauses", "error", why.Error(), "clients", p.clients)
 	}
 	p.wheel.Schedule(&p.acceptTimer, p.now+acceptPause)
+}
+
+// Sockets that workers share are given to whoever asks, and an idle worker asks
+// sooner. A worker with more than its share of the clients waits sharedPause
+// before it asks again, so that the others come first; it takes what they leave.
+const (
+	sharedPause = int64(100e6)
+	sharedSlack = 16 // connections that are no imbalance
+)
+
+// tooMany reports whether this worker has over a quarter more clients than the
+// mean of all.
+func (p *Proxy) tooMany() bool {
+	load := &p.rows.Load
+	workers := load.Workers.Load()
+	return workers > 1 && (int64(p.clients)-sharedSlack)*workers*4 > load.Clients.Load()*5
 }
 
 // leaveWhenEmpty makes l leave after a turn in which none of its accepts

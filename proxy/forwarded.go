@@ -13,6 +13,9 @@ import (
 
 // trusted reports whether the client's forwarding fields are believed.
 func (x *exchange) trusted() bool {
+	if !x.client.addr.IsValid() {
+		return x.route.spec.TrustedUnix
+	}
 	for _, p := range x.route.spec.TrustedProxies {
 		if p.Contains(x.client.addr) {
 			return true

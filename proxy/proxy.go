@@ -62,6 +62,8 @@ type Proxy struct {
 	acceptPaused bool
 	acceptWarned int64
 	acceptTimer  loop.Timer
+	sharedPaused bool // accepting from shared listeners rests
+	sharedTimer  loop.Timer
 	renewTimer   loop.Timer
 	renewed      int  // times that accepts were submitted anew since RenewAccepts
 	throttled    bool // an accept rests for want of room
@@ -86,6 +88,7 @@ const (
 	timerConn uint8 = iota
 	timerAccept
 	timerRenew
+	timerShared
 	timerTick
 	timerCut
 )
@@ -106,6 +109,7 @@ func New(cfg Config) *Proxy {
 		retryBudget: retryBurst,
 		acceptTimer: loop.Timer{Tag: timerAccept},
 		renewTimer:  loop.Timer{Tag: timerRenew},
+		sharedTimer: loop.Timer{Tag: timerShared},
 		tick:        loop.Timer{Tag: timerTick},
 	}
 	var seed [32]byte
@@ -315,6 +319,9 @@ func (p *Proxy) fire(t *loop.Timer) {
 	case timerAccept:
 		p.acceptPaused = false
 		p.armAccepts()
+	case timerShared:
+		p.sharedPaused = false
+		p.armAccepts()
 	case timerRenew:
 		p.renewAccepts()
 	case timerTick:
@@ -409,6 +416,7 @@ func (p *Proxy) takeClient() *client {
 		p.freeClients, c.next = c.next, nil
 	}
 	p.clients++
+	p.rows.Load.Clients.Add(1)
 	p.counters.Connections = uint64(p.clients)
 	return c
 }
@@ -417,6 +425,7 @@ func (p *Proxy) putClient(c *client) {
 	c.requests, c.discarded, c.unsent = 0, 0, 0
 	c.next, p.freeClients = p.freeClients, c
 	p.clients--
+	p.rows.Load.Clients.Add(-1)
 	p.counters.Connections = uint64(p.clients)
 	if p.throttled {
 		p.armAccepts()

@@ -108,7 +108,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)
-		ready <- r.proxy.Listen(0, int32(fd), r.addr)
+		ready <- r.proxy.Listen(0, int32(fd), r.addr, false)
 		r.cut, err = r.proxy.Run()
 		if err != nil {
 			t.Error("run:", err)

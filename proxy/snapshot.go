@@ -40,6 +40,7 @@ type RouteSpec struct {
 	Limits   Limits
 
 	TrustedProxies []netip.Prefix // whose forwarding fields are believed and extended
+	TrustedUnix    bool           // clients of unix sockets are believed, too
 	RFC7239        bool           // Forwarded instead of X-Forwarded-*
 	HostBackend    bool           // backends get their own name as Host, not the client's
 	RequestID      bool           // requests without X-Request-Id get one

@@ -110,12 +110,16 @@ func (r *registry) attach(page *shm.Page) {
 	r.pages[page] = struct{}{}
 }
 
+// accepting tells the workers how many of them accept connections.
+func (r *registry) accepting(workers int) { r.shared.Load.Workers.Store(int64(workers)) }
+
 // bury keeps what a dead worker has counted, and gives back the exchanges that
 // ended with it. The page may be closed afterwards.
 func (r *registry) bury(page *shm.Page) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.pages, page)
+	r.shared.Load.Clients.Add(-int64(page.Counters.Connections))
 	for i := range r.rows {
 		r.rows[i].base.Add(&page.Backends[i].BackendTotals)
 		if n := page.Backends[i].Counted; n != 0 {

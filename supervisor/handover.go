@@ -35,6 +35,9 @@ func (m *Master) handOver() {
 		if len(extra) > 0 {
 			m.renew()
 		}
+		m.mu.Lock()
+		m.shared.accepting(len(m.plan()))
+		m.mu.Unlock()
 		return
 	}
 }
@@ -84,25 +87,38 @@ func (m *Master) plan() map[*incarnation]map[*socket]bool {
 	}
 	for _, g := range m.sockets.groups {
 		for _, s := range g.sockets {
-			if s.home >= min(m.count, len(m.slots)) {
-				wanted[able[s.home%len(able)]][s] = true
-				continue
-			}
-			switch home := m.slots[s.home]; {
-			case home.able():
-				wanted[home.in][s] = true
-			case home.away:
-				wanted[able[s.home%len(able)]][s] = true
-			default: // its next worker comes at once: nothing moves until then
-				for _, in := range able {
-					if in.holds[s] {
-						wanted[in][s] = true
-					}
-				}
+			for _, in := range m.servers(s, able) {
+				wanted[in][s] = true
 			}
 		}
 	}
 	return wanted
+}
+
+// servers are those of the able workers that should accept from s. m.mu is
+// held.
+func (m *Master) servers(s *socket, able []*incarnation) []*incarnation {
+	if s.group.shared {
+		return able
+	}
+	instead := able[s.home%len(able):][:1]
+	if s.home >= min(m.count, len(m.slots)) {
+		return instead
+	}
+	switch home := m.slots[s.home]; {
+	case home.able():
+		return []*incarnation{home.in}
+	case home.away:
+		return instead
+	}
+	// The next worker of its slot comes at once: nothing moves until then.
+	var now []*incarnation
+	for _, in := range able {
+		if in.holds[s] {
+			now = append(now, in)
+		}
+	}
+	return now
 }
 
 // callMoves asks the workers to take sockets, or to let go of them, and
@@ -118,7 +134,8 @@ func callMoves(moves []move, what control.Type) map[move]error {
 			msg := control.Message{Type: what, Listener: &control.Listener{ID: mv.socket.id}}
 			fd := -1
 			if what == control.TypeListen {
-				msg.Listener.Address, fd = mv.socket.group.address, mv.socket.fd
+				msg.Listener.Address, msg.Listener.Shared = mv.socket.group.address, mv.socket.group.shared
+				fd = mv.socket.fd
 			} else {
 				msg.Listener.Empty = mv.socket.group.removed
 			}

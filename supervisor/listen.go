@@ -23,6 +23,9 @@ const orphanWait = time.Second
 // is no IPv6); an IPv6 address is IPv6 only, so that "0.0.0.0:80" and
 // "[::]:80" can stand beside each other.
 func (set *socketSet) bindGroup(root string, slots int) (*group, error) {
+	if strings.HasPrefix(root, "unix:") {
+		return set.bindUnix(root)
+	}
 	dual := strings.HasPrefix(root, ":")
 	text := root
 	if dual {

@@ -234,6 +234,11 @@ func (m *Master) prepare(workers map[int]*incarnation, next *generation, change 
 // and the master go of removed addresses, and gives up the slots that are too
 // many. m.applying is held, and m.turn for writing.
 func (m *Master) listenAsConfigured(removed []*group) {
+	for _, g := range removed {
+		if err := g.removeFile(); err != nil { // nobody is to come any more
+			m.log.Error("listener", "address", g.address, "err", err)
+		}
+	}
 	m.handOver()
 	for _, g := range removed {
 		if err := g.close(); err != nil {

@@ -27,14 +27,17 @@ type socket struct {
 }
 
 // group is one address of the configuration with one SO_REUSEPORT socket per
-// slot. It never loses a socket while it is configured: the kernel would reset
-// what waits in the socket's queue.
+// slot, or with one for all. It never loses a socket while it is configured: the
+// kernel would reset what waits in the socket's queue.
 type group struct {
 	root    string    // as configured
 	address string    // as bound: with the port, if the kernel chose it
 	sockets []*socket // by slot; more than there are slots if there once were more
-	lockFD  int
-	removed bool // it is configured no more
+	shared  bool      // there is one socket, which all workers accept from
+	path    string    // of the file that goes with the group, if it has one
+	file    file      // there
+	lockFD  int       // -1 without one
+	removed bool      // it is configured no more
 }
 
 // dual reports whether the group takes connections of both families.
@@ -44,7 +47,8 @@ func (g *group) dual() bool {
 
 // close closes the sockets and gives the address up.
 func (g *group) close() error {
-	errs := []error{closeFD(g.lockFD)}
+	errs := []error{g.removeFile(), closeFD(g.lockFD)}
+	g.path = ""
 	for _, s := range g.sockets {
 		errs = append(errs, closeFD(s.fd))
 	}
@@ -117,6 +121,9 @@ func (c *socketChange) prepareGroup(root string, slots int) error {
 	}
 	g := c.set.groups[i]
 	c.groups = append(c.groups, g)
+	if g.shared {
+		return nil
+	}
 	addr, err := netip.ParseAddrPort(g.address)
 	if err != nil {
 		return err

@@ -62,6 +62,7 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 			Timeouts:       timeoutsOf(&r.Timeouts),
 			Limits:         limitsOf(&r.Limits),
 			TrustedProxies: r.TrustedProxies,
+			TrustedUnix:    r.TrustedUnix,
 			RFC7239:        r.Forwarded == config.ForwardedRFC7239,
 			HostBackend:    r.HostHeader == config.HostBackend,
 			RequestID:      r.RequestID,

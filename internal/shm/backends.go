@@ -17,7 +17,16 @@ const (
 // Backends is the table of backends that all processes share.
 type Backends struct {
 	header header
+	Load   Load
 	Rows   [BackendRowsMax]BackendRow
+}
+
+// Load tells a worker whether it has more than its share of the clients. It
+// fills two cache lines.
+type Load struct {
+	Clients atomic.Int64 // connections from clients, of all workers; they count them
+	Workers atomic.Int64 // that accept; written by the master
+	_       [14]uint64
 }
 
 // BackendRow is what all workers know about one backend together. It fills two
