@@ -54,6 +54,8 @@ const (
 	// TypeBackends tells that the administrative state of backends changed in
 	// shared memory: idle connections to disabled ones are to be closed.
 	TypeBackends Type = "backends"
+	// TypeBeat asks for a sign of life, which the loop itself gives.
+	TypeBeat Type = "beat"
 	// TypeDrain asks to stop accepting and to end within Deadline.
 	TypeDrain Type = "drain"
 

@@ -21,33 +21,46 @@ func usableCPUs() int {
 }
 
 // cpuQuota returns the least number of CPUs that the cgroups named by memberships
-// (the text of /proc/self/cgroup, cgroups(7)) and their parents allow under
-// root, 0 if they set no bound.
+// (the text of /proc/self/cgroup) and their parents allow under root, 0 if they
+// set no bound.
 func cpuQuota(root, memberships string) int {
 	least := 0
+	eachCgroup(root, memberships, "cpu", func(dir string, v2 bool) {
+		read := quotaV1
+		if v2 {
+			read = quotaV2
+		}
+		if n := read(dir); n > 0 && (least == 0 || n < least) {
+			least = n
+		}
+	})
+	return least
+}
+
+// eachCgroup visits the folders under root of the cgroups with the controller
+// that memberships (the text of /proc/self/cgroup, cgroups(7)) names, each
+// followed by its parents.
+func eachCgroup(root, memberships, controller string, visit func(dir string, v2 bool)) {
 	for line := range strings.Lines(memberships) {
 		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
 		controllers, path, ok := strings.Cut(rest, ":")
 		if !ok {
 			continue
 		}
-		base, read := root, quotaV2
-		if controllers != "" {
-			base, read = filepath.Join(root, "cpu"), quotaV1
-			if !strings.Contains(","+controllers+",", ",cpu,") {
+		base, v2 := root, controllers == ""
+		if !v2 {
+			base = filepath.Join(root, controller)
+			if !strings.Contains(","+controllers+",", ","+controller+",") {
 				continue
 			}
 		}
 		for dir := filepath.Join("/", path); ; dir = filepath.Dir(dir) {
-			if n := read(filepath.Join(base, dir)); n > 0 && (least == 0 || n < least) {
-				least = n
-			}
+			visit(filepath.Join(base, dir), v2)
 			if dir == "/" {
 				break
 			}
 		}
 	}
-	return least
 }
 
 // quotaV2 reads "QUOTA PERIOD" or "max PERIOD".

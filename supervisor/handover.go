@@ -157,7 +157,7 @@ func (m *Master) dismiss(in *incarnation, err error) {
 	m.mu.Unlock()
 	if first && !errors.Is(err, errGone) {
 		m.log.Error("worker fails at its listeners and is replaced", "pid", in.pid, "err", err)
-		in.kill()
+		in.killFor("replaced: fails at its listeners")
 	}
 }
 

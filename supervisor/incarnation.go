@@ -63,6 +63,10 @@ type incarnation struct {
 	channel *control.Channel
 	page    *shm.Page
 	started time.Time
+	served  time.Time // when it acknowledged its start; zero before; of its slot's keeper
+
+	oom       oomCounter
+	oomBefore uint64 // its value at the start
 
 	ended chan struct{} // closed when everything that it said was read
 	over  chan struct{} // closed when the process has ended
@@ -73,6 +77,7 @@ type incarnation struct {
 	seq     uint64
 	waiting map[uint64]chan control.Message
 	gone    bool             // the channel has ended
+	fate    string           // why it was killed, if we did
 	drained *control.Message // its last words
 
 	engine control.Engine   // set by the acknowledgement of the start
@@ -101,6 +106,7 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	in = &incarnation{
 		channel: channel, page: page, started: time.Now(), waiting: map[uint64]chan control.Message{},
 		ended: make(chan struct{}), over: make(chan struct{}), holds: map[*socket]bool{},
+		oom: m.oom, oomBefore: m.oom.kills(),
 	}
 	in.pid, err = m.spawner.start(fmt.Sprintf("cloud-cup: worker %d", number), env, fds)
 	if err == nil {
@@ -132,7 +138,7 @@ func (in *incarnation) receive() {
 			}
 			in.mu.Unlock()
 			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
-				in.kill() // what it says cannot be understood
+				in.killFor("killed: what it says cannot be understood")
 			}
 			return
 		}
@@ -152,14 +158,21 @@ func (in *incarnation) receive() {
 	}
 }
 
-// call sends msg, with the descriptor fd unless it is negative, and waits for
-// its acknowledgement. The error is errGone if the worker ended before.
-func (in *incarnation) call(msg control.Message, fd int, timeout time.Duration) (control.Message, error) {
+// ask sends msg, with the descriptor fd unless it is negative. Its
+// acknowledgement comes by the channel, which is closed if the worker ends
+// before. The error is errGone if it has ended already.
+func (in *incarnation) ask(msg control.Message, fd int) (<-chan control.Message, error) {
+	_, ch, err := in.send(msg, fd)
+	return ch, err
+}
+
+// send is ask; the number is for forget.
+func (in *incarnation) send(msg control.Message, fd int) (seq uint64, answer <-chan control.Message, err error) {
 	ch := make(chan control.Message, 1)
 	in.mu.Lock()
 	if in.gone {
 		in.mu.Unlock()
-		return msg, errGone
+		return 0, nil, errGone
 	}
 	in.seq++
 	msg.Seq = in.seq
@@ -171,6 +184,16 @@ func (in *incarnation) call(msg control.Message, fd int, timeout time.Duration) 
 		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 			err = errGone
 		}
+		return 0, nil, err
+	}
+	return msg.Seq, ch, nil
+}
+
+// call sends msg, with the descriptor fd unless it is negative, and waits for
+// its acknowledgement. The error is errGone if the worker ended before.
+func (in *incarnation) call(msg control.Message, fd int, timeout time.Duration) (control.Message, error) {
+	seq, ch, err := in.send(msg, fd)
+	if err != nil {
 		return msg, err
 	}
 	timer := time.NewTimer(timeout)
@@ -185,7 +208,7 @@ func (in *incarnation) call(msg control.Message, fd int, timeout time.Duration) 
 		}
 		return ack, nil
 	case <-timer.C:
-		in.forget(msg.Seq)
+		in.forget(seq)
 		return msg, fmt.Errorf("no answer to %s within %v", msg.Type, timeout)
 	}
 }
@@ -202,6 +225,17 @@ func (in *incarnation) kill() {
 	_ = in.process.Kill()
 }
 
+// killFor ends the process at once, and lets why be the reason of its death,
+// unless it dies of something else first.
+func (in *incarnation) killFor(why string) {
+	in.mu.Lock()
+	if in.fate == "" {
+		in.fate = why
+	}
+	in.mu.Unlock()
+	in.kill()
+}
+
 // wait waits for the process to end and returns how it did.
 func (in *incarnation) wait() (reason string, clean bool) {
 	state, err := in.process.Wait()
@@ -212,6 +246,8 @@ func (in *incarnation) wait() (reason string, clean bool) {
 	in.spent = state.UserTime() + state.SystemTime()
 	status, ok := state.Sys().(syscall.WaitStatus)
 	switch {
+	case ok && status.Signaled() && status.Signal() == syscall.SIGKILL:
+		return in.killedBecause(), false
 	case ok && status.Signaled() && status.CoreDump():
 		return "killed by " + unix.SignalName(status.Signal()) + ", core dumped", false
 	case ok && status.Signaled():
@@ -220,6 +256,19 @@ func (in *incarnation) wait() (reason string, clean bool) {
 		return "ended by itself", true
 	}
 	return fmt.Sprintf("exit status %d", status.ExitStatus()), false
+}
+
+// killedBecause is the reason of a death by SIGKILL, which anybody may send.
+func (in *incarnation) killedBecause() string {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.fate != "":
+		return in.fate
+	case in.oom.kills() > in.oomBefore:
+		return "killed by SIGKILL: out of memory (the cgroup's oom_kill counter rose)"
+	}
+	return "killed by SIGKILL"
 }
 
 // isGone reports whether the worker has ended or is about to.

@@ -198,7 +198,7 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	for slot, err := range errs {
 		if err != nil {
 			m.log.Error("worker did not follow the reload and is replaced", "slot", slot, "err", err)
-			workers[slot].kill()
+			workers[slot].killFor("replaced: did not follow a reload")
 			<-workers[slot].ended
 		}
 	}

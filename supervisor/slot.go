@@ -19,8 +19,10 @@ const (
 	// lastLog is how long a worker that did not start may take to end by
 	// itself, which lets it log why.
 	lastLog = 100 * time.Millisecond
-	// youngDeath is the age below which a death counts as one of a series.
-	youngDeath = 10 * time.Second
+	// youngDeath: a worker that dies before it has served for so long is one
+	// of a series. One that is killed each second has served, and its slot
+	// never waits.
+	youngDeath = 500 * time.Millisecond
 	// freeDeaths of a series are followed by a new worker at once; then the
 	// slot waits, twice as long each time.
 	freeDeaths   = 5
@@ -133,7 +135,7 @@ func (m *Master) keep(s *slot, quit <-chan struct{}, tell func(error)) {
 				return
 			}
 		}
-		age := time.Duration(0)
+		age, served := time.Duration(0), time.Duration(0)
 		if in != nil {
 			<-in.over
 			if err != nil {
@@ -142,10 +144,13 @@ func (m *Master) keep(s *slot, quit <-chan struct{}, tell func(error)) {
 				err = errors.New(in.how)
 			}
 			age = time.Since(in.started)
+			if !in.served.IsZero() {
+				served = time.Since(in.served)
+			}
 			m.bury(s, in, err.Error())
 		}
 		tell(err)
-		if age >= youngDeath {
+		if served >= youngDeath {
 			deaths = 0
 		}
 		deaths++
@@ -231,6 +236,7 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 		return in, fmt.Errorf("start: %w", err)
 	}
 	m.mu.Lock()
+	in.served = time.Now()
 	if s.state == control.WorkerStarting {
 		s.state = control.WorkerRunning
 	}

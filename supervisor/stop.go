@@ -95,7 +95,7 @@ func (m *Master) drain(in *incarnation, deadline time.Duration) {
 	_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline}, -1, deadline+drainGrace)
 	if err != nil && !errors.Is(err, errGone) {
 		m.log.Error("worker does not drain and is killed", "pid", in.pid, "err", err)
-		in.kill()
+		in.killFor("killed: does not drain")
 	}
 }
 

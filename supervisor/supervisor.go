@@ -108,6 +108,9 @@ type Master struct {
 	shared  *registry
 	history *history
 	scraper *scraper
+	oom     oomCounter
+
+	beatEvery, beatDeadline time.Duration // see watch
 
 	// applying serializes reloads; it is taken before turn.
 	applying sync.Mutex
@@ -150,6 +153,7 @@ func Run(o Options) error {
 	background := make(chan struct{})
 	go m.keepResolving(background)
 	go m.keepSampling(background)
+	go m.keepWatching(background)
 	err = m.obey(m.signals)
 	close(background)
 	return errors.Join(err, m.metrics.close(), admin.close())
@@ -159,7 +163,7 @@ func newMaster(o Options) *Master {
 	m := &Master{
 		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
 		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}), signals: make(chan os.Signal, 8),
-		history: newHistory(time.Now()),
+		history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
 	}
 	m.scraper = &scraper{make: m.appendMetrics}
 	return m

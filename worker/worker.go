@@ -267,6 +267,8 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		return w.onLoop(w.proxy.RenewAccepts)
 	case control.TypeBackends:
 		return w.onLoop(w.proxy.CloseDisabled)
+	case control.TypeBeat:
+		return w.onLoop(func() {})
 	case control.TypeDrain:
 		return w.beginDrain(msg.Deadline)
 	}

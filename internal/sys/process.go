@@ -161,3 +161,16 @@ func PeerGroups(fd int) ([]int, error) {
 		}
 	}
 }
+
+// The si_code of a child that was stopped by a signal (CLD_STOPPED of
+// <asm-generic/siginfo.h>).
+const childStopped = 5
+
+// Stopped reports whether pid, a child of this process, is stopped by a signal
+// (SIGSTOP, SIGTSTP; waitid(2)). It does not get in the way of a wait for its
+// end.
+func Stopped(pid int) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Code == childStopped
+}
