@@ -31,9 +31,9 @@ race: build
 	CGO_ENABLED=1 go test -race $(TESTFLAGS) $(PACKAGES)
 
 # Tests with other people's programs as clients, backends and peers (Debian).
-PEERS = nginx haproxy wrk curl openssl chromium python3 strace
+PEERS = nginx haproxy wrk curl openssl chromium python3 strace systemd-analyze
 test-peers: build
-	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $${p%-analyze}"; done; \
 	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
 	go test -count=1 -tags peers $(TESTFLAGS) ./integration/...
 

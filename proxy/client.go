@@ -303,6 +303,12 @@ func (c *client) waitsFor() (wait, int64) {
 func (c *client) timeout() {
 	switch c.state {
 	case clientIdle:
+		if c.p.draining && c.p.engine.Unsent(c.fd) == 0 {
+			// It has every response, and no request has come in its grace:
+			// nothing is there that a RST could overtake.
+			c.become(clientClosing)
+			return
+		}
 		c.goodbye()
 	case clientHead:
 		c.refuse(message.ReasonClientTimeout)

@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -102,7 +104,7 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 	defer unix.Close(pageFD)
 
 	fds := []uintptr{0, 1, 2, childEnd.Fd(), uintptr(pageFD), uintptr(m.shared.fd)} // see control.FDChannel
-	env := append(os.Environ(), control.WorkerEnvironment+"="+strconv.Itoa(number))
+	env := append(workersEnvironment(), control.WorkerEnvironment+"="+strconv.Itoa(number))
 	in = &incarnation{
 		channel: channel, page: page, started: time.Now(), waiting: map[uint64]chan control.Message{},
 		ended: make(chan struct{}), over: make(chan struct{}), holds: map[*socket]bool{},
@@ -122,6 +124,18 @@ func (m *Master) spawn(number int) (in *incarnation, err error) {
 		close(in.over)
 	}()
 	return in, nil
+}
+
+// workersEnvironment is the master's without what is addressed to it alone.
+func workersEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		switch name {
+		case notifyEnvironment, watchdogEnvironment, watchdogPIDEnvironment:
+			return true
+		}
+		return false
+	})
 }
 
 // receive hands acknowledgements to their callers until the channel ends.

@@ -30,7 +30,8 @@ var errNoFileToSave = errors.New("there is no file to save to: cloud-cup runs it
 func (m *Master) Reload() (applied *control.Applied, err error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	defer func() { m.countReload(err) }()
+	ended := m.notifyReload()
+	defer func() { m.countReload(err); ended(err) }()
 	if m.options.Path == "" {
 		return nil, errNoFile
 	}
@@ -56,7 +57,8 @@ func (m *Master) ApplyText(name string, text []byte, how ways) (applied *control
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	if how != applyDry {
-		defer func() { m.countReload(err) }()
+		ended := m.notifyReload()
+		defer func() { m.countReload(err); ended(err) }()
 	}
 	source := sourceMemory
 	if how == applySave {

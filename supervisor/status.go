@@ -25,7 +25,7 @@ func (m *Master) Status() *control.Status {
 		PID:        os.Getpid(),
 		Started:    m.started,
 		Uptime:     time.Since(m.started).Seconds(),
-		Draining:   m.isStopping(),
+		Draining:   m.leaving.Load(),
 		Generation: m.served,
 		Config: control.ConfigStatus{
 			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),

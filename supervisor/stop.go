@@ -16,24 +16,33 @@ const drainGrace = 2 * time.Second
 
 // obey does what signals ask for until one has stopped the master.
 func (m *Master) obey(signals <-chan os.Signal) error {
-	for s := range signals {
-		if s != syscall.SIGHUP {
-			return m.stop(s, signals)
-		}
-		go func() { // a signal to stop must not wait for it
-			if _, err := m.Reload(); err != nil {
-				m.log.Error("reload", "err", err)
+	beats, end := m.notify.beats()
+	defer end()
+	for {
+		select {
+		case <-beats:
+			m.notifyAlive()
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return m.stop(s, signals)
 			}
-		}()
+			go func() { // a signal to stop must not wait for it
+				if _, err := m.Reload(); err != nil {
+					m.log.Error("reload", "err", err)
+				}
+			}()
+		}
 	}
-	return nil
 }
 
-// stop drains all workers and waits for them. A second signal ends them at
-// once.
+// stop drains all workers and waits for them. Readiness is the first to go;
+// accepting goes on for the drain delay, in which whoever looks at it can send
+// new connections elsewhere. A second signal ends all at once.
 func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	g := m.generation()
 	delay, deadline := g.cfg.Timeouts.DrainDelay, g.cfg.Timeouts.Drain
+	m.leaving.Store(true)
+	m.notifyStopping(delay + deadline + 2*drainGrace)
 	m.log.Info("stopping", "signal", why.String(), "delay", delay.String(), "deadline", deadline.String())
 	second := make(chan os.Signal, 1)
 	go func() {

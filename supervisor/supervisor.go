@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -109,6 +110,7 @@ type Master struct {
 	history *history
 	scraper *scraper
 	oom     oomCounter
+	notify  *notifier
 
 	beatEvery, beatDeadline time.Duration // see watch
 
@@ -130,7 +132,8 @@ type Master struct {
 	lastNumber               uint64 // of generations; guarded by turn
 
 	cut, lost  int           // connections and workers that did not end in order while stopping
-	stopping   chan struct{} // closed when the master begins to stop
+	leaving    atomic.Bool   // a signal to stop came: no longer ready, but for the drain delay all goes on
+	stopping   chan struct{} // closed when the master begins to drain
 	slotsEnded sync.WaitGroup
 
 	signals chan os.Signal // what obey obeys
@@ -162,8 +165,8 @@ func Run(o Options) error {
 func newMaster(o Options) *Master {
 	m := &Master{
 		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
-		lookup: net.DefaultResolver.LookupNetIP, stopping: make(chan struct{}), signals: make(chan os.Signal, 8),
-		history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
+		lookup: net.DefaultResolver.LookupNetIP, notify: newNotifier(o.Log), stopping: make(chan struct{}),
+		signals: make(chan os.Signal, 8), history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
 	}
 	m.scraper = &scraper{make: m.appendMetrics}
 	return m
@@ -282,6 +285,7 @@ func (m *Master) awaitTurn() {
 func (m *Master) announce(admin *adminServer) {
 	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
 		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name(), "metrics", m.metrics.name())
+	m.notifyServing()
 	if m.options.Ready != nil {
 		m.options.Ready(m.addresses())
 	}
@@ -312,7 +316,7 @@ func (m *Master) generation() *generation {
 // is well.
 func (m *Master) unready() string {
 	switch {
-	case m.isStopping():
+	case m.leaving.Load():
 		return "stopping"
 	case len(m.running()) == 0:
 		return "no worker is running"

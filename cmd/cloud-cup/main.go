@@ -61,8 +61,18 @@ func newFlagSet(f *flags) *pflag.FlagSet {
 	return fs
 }
 
+// signalsText tells what signals to the master do.
+const signalsText = `
+Signals:
+  TERM, INT, QUIT  stop: not ready any more, serve for timeouts.drain_delay, then drain until timeouts.drain;
+                   a second one stops at once
+  HUP              read the configuration file again, as "cupctl reload" does
+
+Exit status: 0 stopped, 1 could not start, 2 wrong usage, 3 the drain's deadline passed, 4 invalid configuration.
+`
+
 func usage(w io.Writer, fs *pflag.FlagSet) {
-	fmt.Fprintf(w, "usage: cloud-cup [flags] CONFIG.json\n       cloud-cup [flags] --demo\n\n%s", fs.FlagUsages())
+	fmt.Fprintf(w, "usage: cloud-cup [flags] CONFIG.json\n       cloud-cup [flags] --demo\n\n%s%s", fs.FlagUsages(), signalsText)
 }
 
 // run is the program; it returns the exit status.
