@@ -115,8 +115,31 @@ func noIPv6(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// bind makes a TCP socket bound to addr, whose options accepted sockets
-// inherit (tcp(7)).
+// option is a socket option.
+type option struct {
+	name               string
+	level, opt, number int
+}
+
+// inherited are the options that accepted sockets inherit (tcp(7)).
+var inherited = []option{
+	{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+	{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+}
+
+// shares lets several sockets have one address.
+var shares = option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}
+
+func setOptions(fd int, options []option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.number); err != nil {
+			return os.NewSyscallError(o.name, err)
+		}
+	}
+	return nil
+}
+
+// bind makes a TCP socket bound to addr.
 func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
 	family := unix.AF_INET
 	if addr.Addr().Is6() {
@@ -126,17 +149,9 @@ func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	type option struct {
-		name               string
-		level, opt, number int
-	}
-	options := []option{
-		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
-		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-	}
+	options := append(inherited, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	if share {
-		options = append(options, option{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+		options = append(options, shares)
 	}
 	if family == unix.AF_INET6 {
 		v6only := 1
@@ -145,10 +160,8 @@ func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
 		}
 		options = append(options, option{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, v6only})
 	}
-	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.number); err != nil {
-			return -1, errors.Join(os.NewSyscallError(o.name, err), unix.Close(fd))
-		}
+	if err := setOptions(fd, options); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
 	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
@@ -175,6 +188,8 @@ func sockaddr(addr netip.AddrPort) unix.Sockaddr {
 	return sa
 }
 
+var errNotTCP = errors.New("not a TCP socket")
+
 // boundTo is the address of a bound socket.
 func boundTo(fd int) (netip.AddrPort, error) {
 	sa, err := unix.Getsockname(fd)
@@ -187,7 +202,7 @@ func boundTo(fd int) (netip.AddrPort, error) {
 	case *unix.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
 	}
-	return netip.AddrPort{}, errors.New("not a TCP socket")
+	return netip.AddrPort{}, errNotTCP
 }
 
 // lockAddress takes the lock of an address, which a master alone holds and the

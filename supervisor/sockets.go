@@ -38,6 +38,8 @@ type group struct {
 	file    file      // there
 	lockFD  int       // -1 without one
 	removed bool      // it is configured no more
+	// activated says that a service manager made the first socket.
+	activated bool
 }
 
 // dual reports whether the group takes connections of both families.
@@ -130,6 +132,12 @@ func (c *socketChange) prepareGroup(root string, slots int) error {
 	}
 	for n := len(g.sockets); n < slots; n++ {
 		fd, err := bind(addr, g.dual(), true)
+		if err != nil && g.activated && n == 1 {
+			// Who may not bind beside the service manager's socket, because
+			// that is another user's or has a port that is reserved, shares it.
+			g.shared = true
+			return nil
+		}
 		if err != nil {
 			return err
 		}

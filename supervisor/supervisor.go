@@ -185,12 +185,8 @@ func (m *Master) start() (*adminServer, error) {
 		return nil, err
 	}
 	m.count = m.workersFor(g)
-	change, err := m.sockets.prepare(g.cfg.Root, m.count)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := change.commit(); err != nil {
-		return nil, errors.Join(err, change.abort())
+	if err := m.listen(g.cfg.Root); err != nil {
+		return nil, errors.Join(err, m.closeListeners())
 	}
 	admin, err := m.listenAdmin(g)
 	if err != nil {
@@ -233,6 +229,29 @@ func (m *Master) firstGeneration() (*generation, error) {
 		return nil, err
 	}
 	return parse(m.options.Name, m.options.Text, dir, sourceDemo)
+}
+
+// listen begins to listen on roots, on sockets of a service manager where it
+// handed some over.
+func (m *Master) listen(roots []string) error {
+	fds, err := activatedFDs()
+	if err == nil {
+		err = m.sockets.adopt(roots, fds)
+	}
+	if err != nil {
+		return err
+	}
+	change, err := m.sockets.prepare(roots, m.count)
+	if err != nil {
+		return err
+	}
+	for _, g := range m.sockets.groups {
+		if g.shared && g.lockFD >= 0 {
+			m.log.Warn("all workers share the socket that was handed over: no other can be bound beside it", "address", g.address)
+		}
+	}
+	_, err = change.commit()
+	return errors.Join(err, change.abort())
 }
 
 // workersFor is the number of workers that g asks for. The flag beats it.

@@ -16,7 +16,10 @@ import (
 const socketMode = 0o666
 
 // file tells one file from another that takes its place; stat(2).
-type file struct{ dev, ino uint64 }
+type file struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+}
 
 // fileAt is the file at path, the zero file if there is none.
 func fileAt(path string) file {
