@@ -69,6 +69,10 @@ type WorkerStatus struct {
 	BuffersLent   uint64 `json:"buffers_lent_bytes"`
 	BuffersMapped uint64 `json:"buffers_mapped_bytes"`
 	Goroutines    uint64 `json:"goroutines"`
+	// Snapshots is the number of generations that it holds, because requests
+	// go by them; OldestGeneration is the first of them.
+	Snapshots        uint64 `json:"snapshots"`
+	OldestGeneration uint64 `json:"oldest_generation"`
 	Totals
 }
 

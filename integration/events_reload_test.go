@@ -168,6 +168,9 @@ func TestEventReloadsLeaveNothing(t *testing.T) {
 				_, err := c.admin.Reload()
 				require.NoError(t, err)
 			}
+			for _, worker := range c.status().Workers {
+				require.LessOrEqual(t, worker.Snapshots, uint64(2), "the one in force, and the one of the tunnels")
+			}
 			for i, u := range tunnels {
 				require.Equal(t, before.name, u.backend)
 				require.NoError(t, u.echo(), "a tunnel that is older than the configuration")
@@ -175,6 +178,10 @@ func TestEventReloadsLeaveNothing(t *testing.T) {
 				require.NoError(t, held.open[i].conn.Close())
 			}
 			idleWorkers(t, c)
+			for _, worker := range c.status().Workers {
+				require.EqualValues(t, 1, worker.Snapshots)
+				require.Equal(t, worker.Generation, worker.OldestGeneration)
+			}
 		}
 		batch(reloads / 10) // heaps and pools grow to what this needs
 		before := measure(t, c)

@@ -137,7 +137,7 @@ func (m *Master) changeBackend(host string, c *control.BackendChange) (*control.
 	}
 	var stateErr, weightErr error
 	if c.State != "" {
-		stateErr = m.shared.setState(host, uint32(slices.Index(adminStates, c.State)))
+		stateErr = m.setBackendState(host, uint32(slices.Index(adminStates, c.State)))
 	}
 	switch {
 	case c.ConfiguredWeight:

@@ -108,6 +108,8 @@ func describe(w *control.WorkerStatus, in *incarnation) {
 	w.BuffersLent = c.BuffersLent
 	w.BuffersMapped = c.BuffersMapped
 	w.Goroutines = c.Goroutines
+	w.Snapshots = c.Snapshots
+	w.OldestGeneration = c.OldestGeneration
 }
 
 // totalsStatus is t with the reasons' words.
