@@ -31,7 +31,13 @@ type Config struct {
 	Timeouts Timeouts
 	Limits   Limits
 	Forwarding
-	Admin Admin
+	// AccessLog is that of requests that no route could be found for, and
+	// what routes inherit.
+	AccessLog AccessLog
+	// LogFiles are the distinct paths among all AccessLog.File, in the order
+	// of the file.
+	LogFiles []LogFile
+	Admin    Admin
 	// SSL is nil without an ssl key. See Servable.
 	SSL *SSL
 }
@@ -50,7 +56,8 @@ type Route struct {
 	Timeouts Timeouts
 	Limits   Limits
 	Forwarding
-	Headers Headers
+	AccessLog AccessLog // the global one, overridden by the route's
+	Headers   Headers
 	// StripPrefix is taken off the path that a backend is asked for; nothing if
 	// it is empty. It begins with a slash and does not end in one, and every
 	// path that Pattern matches is StripPrefix itself, which becomes "/", or

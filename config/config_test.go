@@ -63,10 +63,12 @@ func TestParseFillsDefaults(t *testing.T) {
 			Timeouts:   defaultTimeouts,
 			Limits:     defaultLimits,
 			Forwarding: defaultForwarding,
+			AccessLog:  AccessLog{Format: LogCombined},
 		}},
 		Timeouts:   defaultTimeouts,
 		Limits:     defaultLimits,
 		Forwarding: defaultForwarding,
+		AccessLog:  AccessLog{Format: LogCombined},
 	}, c)
 	require.NoError(t, c.Servable())
 }

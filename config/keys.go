@@ -27,10 +27,13 @@ var configKeys = object[Config]{
 			d.admin(v, c)
 		}},
 		{path: "ssl", def: group, decode: (*decoder).ssl},
+		{path: "access_log", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
+			d.accessLog(v, &logKeys, &c.AccessLog)
+		}},
 	}, forwardingFields(func(c *Config) *Forwarding { return &c.Forwarding }), []field[Config]{
 		{path: "routes", decode: (*decoder).routes},
 	}),
-	later: []string{"user", "pin", "access_log"},
+	later: []string{"user", "pin"},
 }
 
 // routeKeys are the keys of a route. Headers come after what they are checked
@@ -48,11 +51,13 @@ var routeKeys = object[Route]{
 		{path: "limits", def: group, decode: func(d *decoder, v *hujson.Value, r *Route) {
 			routeLimitKeys.decode(d, v, &r.Limits)
 		}},
+		{path: "access_log", def: group, decode: func(d *decoder, v *hujson.Value, r *Route) {
+			d.accessLog(v, &routeLogKeys, &r.AccessLog)
+		}},
 	}, forwardingFields(func(r *Route) *Forwarding { return &r.Forwarding }), []field[Route]{
 		{path: "headers", def: group, decode: (*decoder).headers},
 		{path: "strip_prefix", def: none, decode: (*decoder).stripPrefix},
 	}),
-	later: []string{"access_log"},
 }
 
 // forwardingFields are the keys that stand at the top level and in routes.
@@ -171,6 +176,7 @@ var sslKeys = object[SSL]{
 var (
 	routeTimeoutKeys = forRoutes(timeoutKeys)
 	routeLimitKeys   = forRoutes(limitKeys)
+	routeLogKeys     = forRoutes(logKeys)
 )
 
 func forRoutes[T any](o object[T]) object[T] {
@@ -183,6 +189,7 @@ func (d *decoder) config(v *hujson.Value, c *Config) {
 	configKeys.preset(c)
 	timeoutKeys.preset(&c.Timeouts)
 	limitKeys.preset(&c.Limits)
+	logKeys.preset(&c.AccessLog)
 	seen := configKeys.decode(d, v, c)
 	configKeys.require(d, v, seen)
 }
@@ -227,7 +234,7 @@ func (d *decoder) routes(v *hujson.Value, c *Config) {
 		m := &obj.Members[i]
 		var r Route
 		routeKeys.preset(&r)
-		r.Timeouts, r.Limits, r.Forwarding = c.Timeouts, c.Limits, c.Forwarding
+		r.Timeouts, r.Limits, r.Forwarding, r.AccessLog = c.Timeouts, c.Limits, c.Forwarding, c.AccessLog
 		if text, ok := d.stringOf(&m.Name, "a pattern"); ok {
 			r.Pattern = d.pattern(m.Name.StartOffset, text, places)
 		}

@@ -123,7 +123,7 @@ func init() {
 			places[k.Name] = "it belongs in a " + k.Scope
 		}
 	}
-	for _, group := range []string{"timeouts", "limits"} {
+	for _, group := range []string{"timeouts", "limits", "access_log"} {
 		places[group] = "it belongs to the top level or in a route"
 	}
 	for _, direction := range []string{"request", "response"} {
@@ -148,6 +148,7 @@ func Keys() []Key {
 	list = append(list, keysOf(&backendKeys, "backend")...)
 	list = append(list, keysOf(&timeoutKeys, "global")...)
 	list = append(list, keysOf(&limitKeys, "global")...)
+	list = append(list, keysOf(&logKeys, "global")...)
 	list = append(list, keysOf(&adminKeys, "global")...)
 	list = append(list, keysOf(&sslKeys, "global")...)
 	return list

@@ -68,6 +68,11 @@ const (
 	// TypeRenew asks to look for connections that wait in listeners: another
 	// worker that had them let go, or died.
 	TypeRenew Type = "renew"
+	// TypeLog hands over the file of an access log, opened for this worker
+	// alone: one that the next commit names, or that takes the place of the
+	// one it has. The acknowledgement says that nothing is written to that
+	// any more.
+	TypeLog Type = "log"
 
 	TypeAck Type = "ack"
 	// TypeDrained is a worker's last message.
@@ -84,6 +89,7 @@ type Message struct {
 	Deadline   time.Duration `json:"deadline,omitempty"`   // drain
 	Start      *Start        `json:"start,omitempty"`
 	Listener   *Listener     `json:"listener,omitempty"` // listen, unlisten
+	Log        string        `json:"log,omitempty"`      // log: the path as configured
 	Error      string        `json:"error,omitempty"`    // ack: why not
 	Engine     *Engine       `json:"engine,omitempty"`
 	Cut        int           `json:"cut,omitempty"` // drained: connections cut at the deadline

@@ -91,6 +91,7 @@ type Totals struct {
 	Waits           uint64            `json:"waits"`
 	Calls           uint64            `json:"calls"`
 	HeapObjects     uint64            `json:"heap_objects"`
+	LogDropped      uint64            `json:"log_dropped"`       // lines of access logs that could not be written
 	Reasons         map[string]uint64 `json:"reasons,omitempty"` // those that occurred
 }
 

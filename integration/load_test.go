@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -27,10 +28,12 @@ func TestLoadHasNoErrors(t *testing.T) {
 	})
 }
 
-// Serving keep-alive requests allocates nothing on the heap.
+// Serving keep-alive requests allocates nothing on the heap, nor does logging
+// them.
 func TestRequestsMakeNoHeapObjects(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
-		c := startCup(t, engine, configOf([]string{startPlainBackend(t)}, oneWorker))
+		log := fmt.Sprintf(`"access_log": {"file": %q, "format": "json"}`, filepath.Join(t.TempDir(), "access.log"))
+		c := startCup(t, engine, configOf([]string{startPlainBackend(t)}, oneWorker, log))
 		const clients = 64
 		conns := make([]*plainClient, clients)
 		for i := range conns {

@@ -69,6 +69,7 @@ type exchange struct {
 	failure  message.Reason // of the last attempt
 	stale    bool           // an idle connection turned out dead: the next attempt takes a new one
 	rec      record
+	kept     kept
 	next     *exchange
 }
 
@@ -94,6 +95,7 @@ func (x *exchange) begin(n int) {
 
 	x.route, _ = p.snap.table.Lookup(req.Text(req.Host), req.Text(req.Path))
 	x.opened()
+	x.keepHead()
 	limit := x.route.spec.Limits.BodyBytes
 	x.reqBody.start(req.Framing, req.Length, req.Framing == message.FramingChunked, limit)
 	x.become(exchangeAsk)

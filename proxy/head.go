@@ -71,7 +71,9 @@ func (x *exchange) writeRequestHead() message.Reason {
 	b = x.appendForwarded(b, trusted)
 	if r.spec.RequestID && req.Find(message.FieldXRequestID) == nil {
 		b = append(b, "X-Request-Id: "...)
+		from := len(b)
 		b = x.p.appendID(b)
+		x.kept.reqID = b[from:]
 		b = append(b, '\r', '\n')
 	}
 	b = append(b, r.request.lines...)
@@ -286,6 +288,9 @@ func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	}
 	b = append(b, '\r', '\n')
 	if !head {
+		if c.x != nil {
+			c.x.rec.body = int64(length)
+		}
 		b = strconv.AppendInt(b, int64(info.Status), 10)
 		b = append(b, ' ')
 		b = append(b, info.Phrase...)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/accesslog"
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
@@ -22,6 +23,7 @@ type Config struct {
 	Page     *shm.Page     // this incarnation's
 	Backends *shm.Backends // that all workers share
 	Clock    func() int64  // CLOCK_MONOTONIC in nanoseconds, now and not at the turn's begin
+	Logs     Logs          // may be nil where no snapshot names a log
 }
 
 // Proxy serves all connections of one worker. One goroutine, locked to the
@@ -79,8 +81,15 @@ type Proxy struct {
 
 	random *rand.ChaCha8 // of request ids
 
-	dateAt   int64 // second that dateText tells
-	dateText []byte
+	logFiles   Logs
+	logs       map[string]*accessLog // by file
+	closedLogs []*accessLog          // whose last lines are being written
+	lines      *accesslog.Writer
+
+	wallAt    int64 // second at which the wall clock was
+	wallAhead int64 // so much ahead of now
+	dateAt    int64 // second that dateText tells
+	dateText  []byte
 }
 
 // Tags of timers.
@@ -106,6 +115,10 @@ func New(cfg Config) *Proxy {
 		slot:        cfg.Slot,
 		now:         cfg.Engine.Now(),
 		backends:    make(map[int]*backend),
+		logFiles:    cfg.Logs,
+		logs:        make(map[string]*accessLog),
+		lines:       accesslog.NewWriter(cfg.Slot, cfg.Engine.Name()),
+		wallAt:      -1,
 		retryBudget: retryBurst,
 		acceptTimer: loop.Timer{Tag: timerAccept},
 		renewTimer:  loop.Timer{Tag: timerRenew},
@@ -151,6 +164,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 		r.snap, r.stats = s, &p.page.Routes[r.spec.Index]
 		r.balancer.Start(p.slot + int(s.Generation))
 	}
+	p.openLogs(s)
 	before := p.snap
 	p.snap, p.snaps = s, append(p.snaps, s)
 	p.release(before)
@@ -173,6 +187,7 @@ func (p *Proxy) release(s *Snapshot) {
 	if s == p.snap || s != nil && s.exchanges > 0 {
 		return
 	}
+	p.releaseLogs(s)
 	p.snaps = slices.DeleteFunc(p.snaps, func(held *Snapshot) bool { return held == s })
 	p.counters.Snapshots = uint64(len(p.snaps))
 	p.counters.OldestGeneration = p.snaps[0].Generation
@@ -270,10 +285,7 @@ func (p *Proxy) drained() bool {
 // deliver takes one result.
 func (p *Proxy) deliver(op *loop.Op) {
 	p.now = p.engine.Now()
-	if !p.ticking {
-		p.ticking = true
-		p.wheel.Schedule(&p.tick, p.now+tickTime)
-	}
+	p.keepTicking()
 	if op.Tag == tagAccept {
 		p.acceptDone(op)
 		p.settle()
@@ -336,6 +348,14 @@ func (p *Proxy) fire(t *loop.Timer) {
 // none.
 const tickTime = int64(1e9)
 
+// keepTicking sees to it that the housekeeping is done within a tick.
+func (p *Proxy) keepTicking() {
+	if !p.ticking {
+		p.ticking = true
+		p.wheel.Schedule(&p.tick, p.now+tickTime)
+	}
+}
+
 // maintain publishes gauges, gives memory back, and looks after those that
 // wait for memory.
 func (p *Proxy) maintain() {
@@ -346,6 +366,9 @@ func (p *Proxy) maintain() {
 	}
 	results := p.engine.Stats().Results
 	p.ticking = results != p.ticked || len(p.starved) > 0
+	if p.FlushLogs() {
+		p.ticking = true
+	}
 	clear(p.starved)
 	p.starved = p.starved[:0]
 	p.Publish()
@@ -466,6 +489,9 @@ func (p *Proxy) putExchange(x *exchange) {
 	if x.headBuf != nil {
 		x.headBuf.Release()
 	}
+	if x.kept.buf != nil {
+		x.kept.buf.Release()
+	}
 	x.become(exchangeFree)
 	x.req.Reset()
 	x.resp.Reset()
@@ -475,6 +501,7 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.head, x.headRest, x.headBuf, x.upgrade = nil, nil, nil, nil
 	x.attempts, x.failure, x.stale, x.bodySeen = 0, message.ReasonNone, false, 0
 	x.reqBody.moved, x.respBody.moved, x.rec = 0, 0, record{}
+	x.kept = kept{}
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
 

@@ -18,6 +18,7 @@ type record struct {
 	answered  int64          // the head of its response was whole
 	status    int            // that the client got; 0: none
 	reason    message.Reason // of our own answer, or why the exchange was cut
+	body      int64          // bytes of the body of our own answer
 	attempts  int            // backends that were asked
 	backend   *backend       // that was asked last
 	sampled   bool           // overhead is measured
@@ -68,6 +69,7 @@ func (x *exchange) leave() {
 // not known, because its head was refused or never whole, is in the worker's
 // totals alone.
 func (x *exchange) recorded() {
+	x.writeLog()
 	r := x.route
 	if r == nil {
 		return
@@ -100,9 +102,6 @@ func class(status int) int {
 // one.
 func (c *client) because(reason message.Reason) {
 	c.p.counters.Reasons[reason]++
-	if c.x == nil || c.x.route == nil {
-		c.p.counters.Unrouted[reason]++
-	}
 	if c.x != nil {
 		c.x.rec.reason = reason
 	}

@@ -61,6 +61,7 @@ type rig struct {
 	page     *shm.Page
 	counters *shm.Counters // of page
 	rows     *shm.Backends
+	logs     *memoryLogs
 	done     chan struct{}
 	cut      int
 }
@@ -76,7 +77,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 	fd, err := unix.Dup(int(file.Fd()))
 	require.NoError(t, err)
 	require.NoError(t, unix.SetNonblock(fd, true))
-	r := &rig{t: t, addr: ln.Addr().String(), done: make(chan struct{})}
+	r := &rig{t: t, addr: ln.Addr().String(), logs: newMemoryLogs(), done: make(chan struct{})}
 	r.page, r.rows = sharedMemory(t)
 	r.counters = &r.page.Counters
 	require.NoError(t, file.Close())
@@ -104,7 +105,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			level = slog.LevelError
 		}
 		r.proxy = proxy.New(proxy.Config{
-			Engine: e, Pool: pool, Page: r.page, Backends: r.rows, Clock: monotonic,
+			Engine: e, Pool: pool, Page: r.page, Backends: r.rows, Clock: monotonic, Logs: r.logs,
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)

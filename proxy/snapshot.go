@@ -22,7 +22,10 @@ type Snapshot struct {
 	Routes     []RouteSpec
 	Timeouts   Timeouts
 	Limits     Limits
+	Log        LogSpec // of requests that are none, and belong to no route
 
+	log   logRef       // set by Apply
+	logs  []*accessLog // that it names, likewise
 	table *route.Table[*routeState]
 	heads http1.Limits
 	all   []*routeState
@@ -47,6 +50,7 @@ type RouteSpec struct {
 	StripPrefix    string         // taken off the path; the route matches only paths below it
 	Request        FieldRules
 	Response       FieldRules
+	Log            LogSpec
 }
 
 // FieldRules change the fields of a message. Names and values are valid.
@@ -110,6 +114,7 @@ type routeState struct {
 	balancer *balance.RoundRobin
 	backends []*backend // the balancer's members, set by Apply
 	members  []memberSpec
+	log      logRef // set by Apply
 	host     string // what requests without Host are sent with
 	request  fieldRules
 	response fieldRules

@@ -180,10 +180,14 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	if err := m.shared.assign(next); err != nil {
 		return nil, err
 	}
-	removed, err := m.prepare(workers, next, change)
+	logs, fresh, err := m.logs.opened(next.cfg)
+	var removed []*group
+	if err == nil {
+		removed, err = m.prepare(workers, next, change, fresh)
+	}
 	if err != nil {
 		m.shared.revoke(next)
-		return nil, err
+		return nil, errors.Join(err, fresh.close())
 	}
 
 	// From here on next is in force: a worker that cannot follow is replaced
@@ -196,6 +200,8 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 	m.shared.committed(next)
 	m.failures = next.failures
 	m.mu.Unlock()
+	unused := m.logs.without(logs)
+	m.logs = logs
 	errs := askAll(workers, control.Message{Type: control.TypeCommit, Generation: next.number}, -1)
 	for slot, err := range errs {
 		if err != nil {
@@ -205,15 +211,19 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 		}
 	}
 	m.listenAsConfigured(removed)
+	if err := unused.close(); err != nil {
+		m.log.Error("access logs", "err", err)
+	}
 	m.mu.Lock()
 	m.served = next.number
 	m.mu.Unlock()
 	return &control.Applied{Generation: next.number, Workers: len(workers)}, nil
 }
 
-// prepare has all workers build what serving next needs, and the sockets of
-// change listen, or neither. It returns the addresses that are to be given up.
-func (m *Master) prepare(workers map[int]*incarnation, next *generation, change *socketChange) (removed []*group, err error) {
+// prepare has all workers build what serving next needs and take the log files
+// that they do not have, and the sockets of change listen, or none of it. It
+// returns the addresses that are to be given up.
+func (m *Master) prepare(workers map[int]*incarnation, next *generation, change *socketChange, logs logFiles) (removed []*group, err error) {
 	fd, err := next.seal()
 	if err != nil {
 		return nil, err
@@ -221,6 +231,9 @@ func (m *Master) prepare(workers map[int]*incarnation, next *generation, change 
 	defer unix.Close(fd)
 	errs := askAll(workers, control.Message{Type: control.TypePrepare, Generation: next.number}, fd)
 	err = firstRefusal(errs)
+	if err == nil {
+		err = giveAll(workers, logs)
+	}
 	if err == nil {
 		m.mu.Lock()
 		removed, err = change.commit()
@@ -252,6 +265,15 @@ func (m *Master) listenAsConfigured(removed []*group) {
 
 // askAll calls all workers at once and returns each one's error by its slot.
 func askAll(workers map[int]*incarnation, msg control.Message, fd int) map[int]error {
+	return eachWorker(workers, func(in *incarnation) error {
+		_, err := in.call(msg, fd, reloadTimeout)
+		return err
+	})
+}
+
+// eachWorker calls f for all workers at once and returns each one's error by
+// the worker's key.
+func eachWorker(workers map[int]*incarnation, f func(*incarnation) error) map[int]error {
 	errs := make(map[int]error, len(workers))
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -259,7 +281,7 @@ func askAll(workers map[int]*incarnation, msg control.Message, fd int) map[int]e
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			_, err := in.call(msg, fd, reloadTimeout)
+			err := f(in)
 			mu.Lock()
 			errs[slot] = err
 			mu.Unlock()

@@ -220,6 +220,9 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	}}
 	ack, err := m.callWithPayload(in, start, g, startTimeout)
 	if err == nil {
+		err = m.logs.giveTo(in)
+	}
+	if err == nil {
 		m.mu.Lock()
 		if ack.Engine != nil {
 			in.engine = *ack.Engine

@@ -128,6 +128,7 @@ func (m *Master) totalsStatus(t *shm.Totals) control.Totals {
 		Waits:           t.Waits,
 		Calls:           t.Calls,
 		HeapObjects:     t.HeapObjects,
+		LogDropped:      t.LogDropped,
 	}
 	out.Reasons = m.reasonCounts(t.Reasons[:])
 	return out

@@ -23,15 +23,27 @@ func (m *Master) obey(signals <-chan os.Signal) error {
 		case <-beats:
 			m.notifyAlive()
 		case s := <-signals:
-			if s != syscall.SIGHUP {
+			if stops(s) {
 				return m.stop(s, signals)
 			}
-			go func() { // a signal to stop must not wait for it
-				if _, err := m.Reload(); err != nil {
-					m.log.Error("reload", "err", err)
-				}
-			}()
+			go m.follow(s) // a signal to stop must not wait for it
 		}
+	}
+}
+
+// stops reports whether a signal asks for the end.
+func stops(s os.Signal) bool { return s != syscall.SIGHUP && s != syscall.SIGUSR1 }
+
+// follow does what a signal asks for that does not stop the master.
+func (m *Master) follow(s os.Signal) {
+	what, err := "reload", error(nil)
+	if s == syscall.SIGUSR1 {
+		what, err = "access logs", m.ReopenLogs()
+	} else {
+		_, err = m.Reload()
+	}
+	if err != nil {
+		m.log.Error(what, "err", err)
 	}
 }
 
@@ -47,9 +59,12 @@ func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	second := make(chan os.Signal, 1)
 	go func() {
 		for s := range signals {
-			if s != syscall.SIGHUP {
+			if stops(s) {
 				second <- s
 				return
+			}
+			if s == syscall.SIGUSR1 {
+				go m.follow(s)
 			}
 		}
 	}()

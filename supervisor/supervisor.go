@@ -111,6 +111,7 @@ type Master struct {
 	scraper *scraper
 	oom     oomCounter
 	notify  *notifier
+	logs    logFiles // guarded by turn
 
 	beatEvery, beatDeadline time.Duration // see watch
 
@@ -143,7 +144,7 @@ type Master struct {
 // should exit: see ExitCode.
 func Run(o Options) error {
 	m := newMaster(o)
-	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
+	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(m.signals)
 	// A reader of the log that goes away must not end the master.
 	signal.Ignore(syscall.SIGPIPE)
@@ -182,6 +183,9 @@ func (m *Master) start() (*adminServer, error) {
 		return nil, err
 	}
 	if m.engine, err = chooseEngine(m.options.Engine, m.options.Probe, m.log); err != nil {
+		return nil, err
+	}
+	if m.logs, _, err = m.logs.opened(g.cfg); err != nil {
 		return nil, err
 	}
 	m.count = m.workersFor(g)

@@ -17,6 +17,7 @@ func (w *worker) sample() error {
 	return w.onLoop(func() {
 		w.proxy.Publish()
 		w.counters.HeapObjects = heap.Mallocs
+		w.proxy.FlushLogs()
 		w.counters.Goroutines = goroutines
 	})
 }

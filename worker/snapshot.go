@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/cloud-cup/cloud-cup/accesslog"
 	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/cloud-cup/cloud-cup/internal/shm"
@@ -49,6 +50,7 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 		Generation: p.Generation,
 		Timeouts:   timeoutsOf(&cfg.Timeouts),
 		Limits:     limits,
+		Log:        logOf(&cfg.AccessLog),
 		Routes:     make([]proxy.RouteSpec, 0, len(cfg.Routes)),
 	}
 	if len(p.RouteIndex) != len(cfg.Routes) {
@@ -67,6 +69,7 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 			HostBackend:    r.HostHeader == config.HostBackend,
 			RequestID:      r.RequestID,
 			StripPrefix:    r.StripPrefix,
+			Log:            logOf(&r.AccessLog),
 			Request:        rulesOf(&r.Headers.Request),
 			Response:       rulesOf(&r.Headers.Response),
 		}
@@ -106,6 +109,15 @@ func addressOf(text string) (loop.Addr, error) {
 	}
 	addr, err := netip.ParseAddrPort(text)
 	return loop.Addr{AddrPort: addr}, err
+}
+
+// logFormats are the formats of access logs by their words.
+var logFormats = map[config.LogFormat]accesslog.Format{
+	config.LogCombined: accesslog.Combined, config.LogCup: accesslog.Cup, config.LogJSON: accesslog.JSON,
+}
+
+func logOf(l *config.AccessLog) proxy.LogSpec {
+	return proxy.LogSpec{File: l.File, Format: logFormats[l.Format]}
 }
 
 func timeoutsOf(t *config.Timeouts) proxy.Timeouts {

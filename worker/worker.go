@@ -54,6 +54,7 @@ type worker struct {
 	backends *shm.Backends
 	counters *shm.Counters // of page
 	master   int           // its process id
+	logs     *logs
 	proxy    *proxy.Proxy
 	engine   loop.Engine
 	pool     *loop.Pool
@@ -83,7 +84,7 @@ func Run(log *slog.Logger) int {
 	runtime.GOMAXPROCS(threads)
 	// The terminal's signals reach the whole process group, and a service
 	// manager's may: only the master acts on them. It asks by the channel.
-	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGPIPE)
 	master := os.Getppid()
 	orphaned := make(chan os.Signal, 1)
 	signal.Notify(orphaned, syscall.SIGTERM) // also the parent-death signal
@@ -93,6 +94,7 @@ func Run(log *slog.Logger) int {
 		master:    master,
 		loopEnded: make(chan struct{}),
 	}
+	w.logs = newLogs(w.log)
 	nameProcess()
 	if err := w.start(); err != nil {
 		w.log.Error("worker does not start", "err", err)
@@ -102,6 +104,7 @@ func Run(log *slog.Logger) int {
 	go w.watchMaster(orphaned)
 	cut, err := w.proxy.Run()
 	close(w.loopEnded)
+	w.counters.LogDropped += w.logs.finish()
 	w.answering.Lock() // the last acknowledgement leaves before the last words
 	if err != nil {
 		w.log.Error("event loop", "engine", w.engine.Name(), "err", err)
@@ -173,7 +176,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	w.engine, w.pool = opened.engine, opened.pool
 	w.proxy = proxy.New(proxy.Config{
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
-		Clock: sys.Monotonic,
+		Clock: sys.Monotonic, Logs: w.logs,
 	})
 	w.apply(first)
 	w.large = first.large
@@ -256,7 +259,9 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		return nil
 	case control.TypeAbort:
 		w.forget(msg.Generation)
-		return nil
+		return w.forgetLogs()
+	case control.TypeLog:
+		return w.takeLog(msg.Log, fd)
 	case control.TypeSample:
 		return w.sample()
 	case control.TypeListen:

@@ -276,7 +276,7 @@ func TestWorkerEndsWithItsMaster(t *testing.T) {
 	r := startRig(t)
 	_, err := r.start(EngineNames()[0], payloadFor(1, serverNamed(t, "one"), nil))
 	require.NoError(t, err)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1} {
 		require.NoError(t, r.cmd.Process.Signal(s))
 	}
 	require.Equal(t, "one", r.get())

@@ -68,12 +68,10 @@ type Totals struct {
 	NoBuffers       uint64 // times that a receive had to wait for a buffer
 	Overflows       uint64 // io_uring: completion queue overflows
 	HeapObjects     uint64 // objects allocated on the Go heap
+	LogDropped      uint64 // lines of access logs that could not be written
 	// Reasons counts our own answers and cuts; the index is a
 	// message.Reason.
 	Reasons [ReasonsMax]uint64
-	// Unrouted are those of Reasons that no route has, because the request's
-	// head was refused or never whole.
-	Unrouted [ReasonsMax]uint64
 }
 
 // Gauges tell the state of now; those of a dead worker are zero.
@@ -110,8 +108,8 @@ func (t *Totals) Add(o *Totals) {
 	t.NoBuffers += o.NoBuffers
 	t.Overflows += o.Overflows
 	t.HeapObjects += o.HeapObjects
+	t.LogDropped += o.LogDropped
 	addWords(t.Reasons[:], o.Reasons[:])
-	addWords(t.Unrouted[:], o.Unrouted[:])
 }
 
 // Page is one incarnation's shared memory.

@@ -1,0 +1,247 @@
+package proxy
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/accesslog"
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// LogSpec says where requests are logged.
+type LogSpec struct {
+	File   string // as Logs names it; empty: nowhere
+	Format accesslog.Format
+}
+
+// Logs opens and closes the files that lines go to. Its methods are called on
+// the loop.
+type Logs interface {
+	// Open returns the buffer of a file that is not open: who writes it takes
+	// what is handed over.
+	Open(file string) *accesslog.Buffer
+	// Close is called when no line for the file will be added. The last ones
+	// follow soon, and then the buffer is closed; those that cannot be written
+	// soon after are to be given up.
+	Close(file string)
+}
+
+// accessLog is an open log.
+type accessLog struct {
+	*accesslog.Buffer
+	snapshots int // held ones that name it
+}
+
+// logRef is LogSpec as exchanges use it.
+type logRef struct {
+	log    *accessLog // nil: nowhere
+	format accesslog.Format
+}
+
+// kept is what the log wants of a request's head. It lies in buf, as the head
+// for the backends lies in theirs: in memory that is counted.
+type kept struct {
+	buf                                             *loop.Buffer // nil: nothing is kept
+	method, target, protocol, referer, agent, reqID []byte
+}
+
+// openLogs opens the logs that s names, as far as they are not open.
+func (p *Proxy) openLogs(s *Snapshot) {
+	s.log = p.openLog(s, s.Log)
+	for _, r := range s.all {
+		r.log = p.openLog(s, r.spec.Log)
+	}
+}
+
+func (p *Proxy) openLog(s *Snapshot, spec LogSpec) logRef {
+	if spec.File == "" {
+		return logRef{}
+	}
+	l := p.logs[spec.File]
+	if l == nil {
+		l = &accessLog{Buffer: p.logFiles.Open(spec.File)}
+		p.logs[spec.File] = l
+	}
+	if !slices.Contains(s.logs, l) {
+		s.logs = append(s.logs, l)
+		l.snapshots++
+	}
+	return logRef{l, spec.Format}
+}
+
+// releaseLogs lets go of the logs of a snapshot that is no longer held. Those
+// that no other one names are closed with the next tick.
+func (p *Proxy) releaseLogs(s *Snapshot) {
+	if s == nil {
+		return
+	}
+	for _, l := range s.logs {
+		l.snapshots--
+	}
+	s.logs = nil
+	p.keepTicking()
+}
+
+// FlushLogs hands all lines over and closes the logs that no snapshot names any
+// more. It reports whether lines are left that are not written: their writer is
+// busy. On the loop's thread.
+func (p *Proxy) FlushLogs() (left bool) {
+	for file, l := range p.logs {
+		done := l.HandOver()
+		p.counters.LogDropped += l.Lost()
+		left = left || !done
+		if l.snapshots == 0 {
+			delete(p.logs, file)
+			p.logFiles.Close(file)
+			p.closedLogs = append(p.closedLogs, l)
+		}
+	}
+	p.closedLogs = slices.DeleteFunc(p.closedLogs, func(l *accessLog) bool {
+		if l.HandOver() {
+			l.Buffer.Close(0)
+		}
+		idle := l.Idle()
+		p.counters.LogDropped += l.Lost()
+		return idle
+	})
+	return left || len(p.closedLogs) > 0
+}
+
+// keepHead copies what the log of the exchange's route wants of the head.
+// Without memory for it the line will lack it.
+func (x *exchange) keepHead() {
+	if x.route.log.log == nil {
+		return
+	}
+	req, c, k := &x.req, x.client, &x.kept
+	k.method = clipped(req.Text(req.MethodName), accesslog.MethodMax)
+	k.target = clipped(req.Text(req.Target), accesslog.TargetMax)
+	rest := req.Bytes[req.Target.Off+req.Target.Len : req.FirstLineEnd]
+	k.protocol = clipped(bytes.TrimSpace(rest), accesslog.ProtocolMax)
+	for i := range req.Fields {
+		f := &req.Fields[i]
+		switch name := req.Text(f.Name); {
+		case f.ID == message.FieldXRequestID:
+			k.reqID = clipped(req.Text(f.Value), accesslog.RequestIDMax)
+		case f.ID != message.FieldOther:
+		case named(name, refererName):
+			k.referer = clipped(req.Text(f.Value), accesslog.RefererMax)
+		case named(name, userAgentName):
+			k.agent = clipped(req.Text(f.Value), accesslog.UserAgentMax)
+		}
+	}
+	parts := [...]*[]byte{&k.method, &k.target, &k.protocol, &k.referer, &k.agent, &k.reqID}
+	n := 0
+	for _, part := range parts {
+		n += len(*part)
+	}
+	if !c.room(n) {
+		*k = kept{}
+		return
+	}
+	k.buf = c.pad
+	c.pad.Retain()
+	b := c.scratch()
+	for _, part := range parts {
+		from := len(b)
+		b = append(b, *part...)
+		*part = b[from:]
+	}
+	c.padEnd += n
+}
+
+var (
+	refererName   = []string{"referer"}
+	userAgentName = []string{"user-agent"}
+)
+
+// clipped is b, or so much of it that a bound of max still shows that there was
+// more.
+func clipped(b []byte, max int) []byte { return b[:min(len(b), max+1)] }
+
+// writeLog writes the exchange's line, if its route has a log. Heads that were
+// refused belong to no route, and to the log of the top level; those that were
+// never whole have no line.
+func (x *exchange) writeLog() {
+	p, r := x.p, &x.rec
+	log := p.snap.log
+	if x.route != nil {
+		log = x.route.log
+	} else if r.reason == message.ReasonNone {
+		return
+	}
+	if log.log == nil {
+		return
+	}
+	line := accesslog.Record{
+		End: p.wall(), Client: x.client.addr,
+		Status: r.status, Bytes: x.respBody.moved + r.body, BytesIn: x.reqBody.moved,
+		Reason: r.reason, Attempts: r.attempts,
+		Total:   accesslog.Unknown,
+		Connect: elapsed(r.asked, r.connected),
+		Head:    elapsed(r.began, r.answered),
+		Own:     accesslog.Unknown,
+	}
+	if x.route == nil {
+		x.keepRefused()
+	} else {
+		line.Route = x.route.spec.Pattern
+		line.Total = elapsed(r.began, p.now)
+	}
+	if r.backend != nil {
+		line.Backend = r.backend.name
+	}
+	if r.sampled {
+		line.Own = time.Duration(r.overhead)
+	}
+	k := &x.kept
+	line.Method, line.Target, line.Protocol = k.method, k.target, k.protocol
+	line.Referer, line.UserAgent, line.RequestID = k.referer, k.agent, k.reqID
+	if !log.log.Append(p.lines, log.format, &line) {
+		p.counters.LogDropped++
+	}
+	p.keepTicking()
+}
+
+// elapsed is the time between two events, if the second one came.
+func elapsed(from, to int64) time.Duration {
+	if to == 0 {
+		return accesslog.Unknown
+	}
+	return time.Duration(to - from)
+}
+
+// keepRefused looks for a request line in what is no request. It need not be
+// copied: the line is written at once.
+func (x *exchange) keepRefused() {
+	in := &x.client.in
+	if in.empty() {
+		return
+	}
+	first := in.front()
+	for len(first) > 0 && (first[0] == '\r' || first[0] == '\n') { // RFC 9112 2.2
+		first = first[1:]
+	}
+	if i := bytes.IndexAny(first, "\r\n"); i >= 0 {
+		first = first[:i]
+	}
+	k := &x.kept
+	space, last := bytes.IndexByte(first, ' '), bytes.LastIndexByte(first, ' ')
+	if space > 0 && space < last && bytes.HasPrefix(first[last+1:], []byte("HTTP/")) {
+		k.method, k.target, k.protocol = first[:space], first[space+1:last], first[last+1:]
+		return
+	}
+	k.target = first
+}
+
+// wall is the time of this turn: nanoseconds since 1970, as the clock was no
+// more than a second ago.
+func (p *Proxy) wall() int64 {
+	if second := p.now / 1e9; second != p.wallAt {
+		p.wallAt = second
+		p.wallAhead = time.Now().UnixNano() - p.now
+	}
+	return p.now + p.wallAhead
+}
