@@ -76,7 +76,7 @@ type Errors struct {
 
 // ErrorCount is how often a reason occurred at one route or one backend.
 type ErrorCount struct {
-	Route   string    `json:"route,omitempty"`
+	Route   string    `json:"route,omitempty"` // empty also where a request had none, being malformed for example
 	Backend string    `json:"backend,omitempty"`
 	Reason  string    `json:"reason"`
 	Count   uint64    `json:"count"`

@@ -102,6 +102,9 @@ func class(status int) int {
 // one.
 func (c *client) because(reason message.Reason) {
 	c.p.counters.Reasons[reason]++
+	if c.x == nil || c.x.route == nil {
+		c.p.counters.Unrouted[reason]++
+	}
 	if c.x != nil {
 		c.x.rec.reason = reason
 	}

@@ -65,7 +65,7 @@ type errorCount struct {
 // counted is what a route or a backend has counted up to now.
 type counted struct {
 	backend  bool
-	name     string
+	name     string // empty for what has no route
 	requests uint64
 	reasons  *[shm.ReasonsMax]uint64
 	latency  *shm.Histogram

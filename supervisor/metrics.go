@@ -41,31 +41,39 @@ func (m *Master) measureMaster(s *metrics.Snapshot) {
 	s.Master.Started = unixSeconds(m.started)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.Draining = m.isStopping()
+	s.Draining = m.leaving.Load()
 	s.Generation = m.served
 	s.ConfigLoaded = unixSeconds(m.current.loaded)
 	s.ReloadsOK, s.ReloadsFailed = m.reloadsOK, m.reloadsFailed
 	s.Errors = make([]uint64, shm.ReasonsMax)
 	for _, slot := range m.slots {
-		w, totals := slotMetrics(slot)
+		totals := slot.totals()
 		for reason, n := range totals.Reasons {
 			s.Errors[reason] += n
 		}
-		s.Workers = append(s.Workers, w)
+		s.Workers = append(s.Workers, slotMetrics(slot, &totals))
 	}
 }
 
-// slotMetrics is a slot with the sum of its workers' counters. Master.mu is
+// totals is what all workers counted that the slot has or had. Master.mu is
 // held.
-func slotMetrics(s *slot) (metrics.Worker, shm.Totals) {
+func (s *slot) totals() shm.Totals {
+	sum := s.base
+	for _, in := range s.workers() {
+		sum.Add(&in.page.Counters.Totals)
+	}
+	return sum
+}
+
+// slotMetrics is a slot with its totals. Master.mu is held.
+func slotMetrics(s *slot, totals *shm.Totals) metrics.Worker {
 	w := metrics.Worker{Slot: strconv.Itoa(s.number), Running: s.state == control.WorkerRunning, Restarts: s.restarts}
-	totals, spent := s.base, usage{cpu: s.cpu}
+	spent := usage{cpu: s.cpu}
 	if s.in != nil {
 		w.Engine = s.in.engine.Name
 	}
 	for _, in := range s.workers() {
 		c := &in.page.Counters
-		totals.Add(&c.Totals)
 		w.Connections += c.Connections
 		w.Snapshots += c.Snapshots
 		w.BuffersLent += c.BuffersLent
@@ -78,7 +86,7 @@ func slotMetrics(s *slot) (metrics.Worker, shm.Totals) {
 	w.LogDropped = totals.LogDropped
 	w.LoopTurns, w.Waits, w.Calls = totals.LoopTurns, totals.Waits, totals.Calls
 	w.Results, w.NoBuffers, w.Overflows = totals.Results, totals.NoBuffers, totals.Overflows
-	return w, totals
+	return w
 }
 
 func processMetrics(u usage) metrics.Process {
@@ -166,8 +174,21 @@ func (m *Master) keepSampling(done <-chan struct{}) {
 	}
 }
 
+// unrouted are the reasons that occurred where there was no route.
+func (m *Master) unrouted() (reasons [shm.ReasonsMax]uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, slot := range m.slots {
+		totals := slot.totals()
+		for i, n := range totals.Unrouted {
+			reasons[i] += n
+		}
+	}
+	return reasons
+}
+
 // lockedNote notes what has been counted until now, which it returns: first
-// the routes, then the backends. m.history.mu is held.
+// the routes, then the backends, then what has neither. m.history.mu is held.
 func (m *Master) lockedNote() (now time.Time, routes []routeView, backends []backendView, all []counted) {
 	routes, backends = m.shared.routeSums(), m.shared.backends()
 	for i := range routes {
@@ -182,6 +203,8 @@ func (m *Master) lockedNote() (now time.Time, routes []routeView, backends []bac
 			backend: true, name: b.Host, requests: sumOf(b.Totals.Requests[:]), reasons: &b.Totals.Failures, latency: &b.Totals.Latency,
 		})
 	}
+	unrouted := m.unrouted()
+	all = append(all, counted{reasons: &unrouted, latency: new(shm.Histogram)})
 	now = time.Now()
 	m.history.note(now, all)
 	return now, routes, backends, all

@@ -1,16 +1,19 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/stretchr/testify/require"
 )
 
@@ -166,6 +169,54 @@ func TestScrapeConnectionsAreBounded(t *testing.T) {
 	require.Error(t, err)
 	require.NoError(t, idle[0].Close())
 	require.Eventually(t, func() bool { _, err := ask(); return err == nil }, 10*time.Second, time.Millisecond)
+}
+
+// One scrape of 1,000 routes and 200 backends that two workers serve, and what
+// the master notes of them every five seconds.
+func BenchmarkScrape(b *testing.B) {
+	var backends []string
+	for i := range 200 {
+		backends = append(backends, fmt.Sprintf(`{"host": "127.0.0.1:%d"}`, i+1))
+	}
+	var routes strings.Builder
+	for i := range 999 {
+		fmt.Fprintf(&routes, `, "/folder-%d/*": {"backends": [%s]}`, i, backends[i%200])
+	}
+	g, err := parse("bench", fmt.Appendf(nil, `{"root": ":80", "routes": {"*": {"backends": [%s]}%s}}`,
+		strings.Join(backends, ", "), routes.String()), "", sourceDemo)
+	require.NoError(b, err)
+	m := newMaster(testOptions("", io.Discard))
+	m.current = g
+	m.shared, err = newRegistry()
+	require.NoError(b, err)
+	g.number = 1
+	require.NoError(b, m.shared.assign(g))
+	m.shared.committed(g)
+	for range 2 {
+		page, fd, err := shm.Create()
+		require.NoError(b, err)
+		b.Cleanup(func() { require.NoError(b, errors.Join(page.Close(), syscall.Close(fd))) })
+		m.shared.attach(page)
+		for i := range 1000 {
+			page.Routes[i].Requests[2] = 1e9
+			page.Routes[i].ObserveLatency(1e6)
+			page.Backends[i%200].ObserveLatency(1e6)
+		}
+	}
+	b.Run("text", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			text := m.scraper.get()
+			b.SetBytes(int64(len(text.text)))
+			m.scraper.put(text)
+		}
+	})
+	b.Run("note", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			m.lockedNote()
+		}
+	})
 }
 
 func TestUsage(t *testing.T) {

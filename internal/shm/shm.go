@@ -72,6 +72,9 @@ type Totals struct {
 	// Reasons counts our own answers and cuts; the index is a
 	// message.Reason.
 	Reasons [ReasonsMax]uint64
+	// Unrouted are those of Reasons that no route has, because the request's
+	// head was refused or never whole.
+	Unrouted [ReasonsMax]uint64
 }
 
 // Gauges tell the state of now; those of a dead worker are zero.
@@ -110,6 +113,7 @@ func (t *Totals) Add(o *Totals) {
 	t.HeapObjects += o.HeapObjects
 	t.LogDropped += o.LogDropped
 	addWords(t.Reasons[:], o.Reasons[:])
+	addWords(t.Unrouted[:], o.Unrouted[:])
 }
 
 // Page is one incarnation's shared memory.

@@ -78,9 +78,9 @@ var theirs = map[string][]string{
 	"github.com/spf13/cobra":               {"cmd/cupctl"},
 	// Prometheus' own parser tells whether our metrics are valid; the programs
 	// do without it.
-	"github.com/prometheus/common/expfmt":   {"metrics/metrics_test.go"},
-	"github.com/prometheus/common/model":    {"metrics/metrics_test.go"},
-	"github.com/prometheus/client_model/go": {"metrics/metrics_test.go"},
+	"github.com/prometheus/common/expfmt":   {"metrics/metrics_test.go", "integration/metrics_test.go"},
+	"github.com/prometheus/common/model":    {"metrics/metrics_test.go", "integration/metrics_test.go"},
+	"github.com/prometheus/client_model/go": {"metrics/metrics_test.go", "integration/metrics_test.go"},
 	"golang.org/x/sys/unix": {
 		"internal/sys", "internal/shm", "loop", "control", "ring", "epollfallback", "proxy", "worker", "supervisor",
 		"cmd/cloud-cup", "cmd/cupctl", "bench", "integration", "internal/looptest", "internal/demo",
