@@ -56,10 +56,10 @@ type Worker struct {
 	Restarts uint64
 	Process  Process // CPU includes that of dead workers
 
-	Connections, BuffersLent, BuffersMapped, Snapshots            uint64
-	Accepted, AcceptPaused, BytesIn, BytesOut, Quarantined        uint64
-	LoopTurns, Waits, Calls, Results, NoBuffers, Overflows        uint64
-	BackendConnects, BackendReused, Retries, LogLines, LogDropped uint64
+	Connections, BuffersLent, BuffersMapped, Snapshots     uint64
+	Accepted, AcceptPaused, BytesIn, BytesOut, Quarantined uint64
+	LoopTurns, Waits, Calls, Results, NoBuffers, Overflows uint64
+	LogDropped                                             uint64
 }
 
 // Route is the statistics of a route, or of all further ones as "(other)".

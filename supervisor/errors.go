@@ -112,16 +112,26 @@ func (h *history) note(now time.Time, all []counted) {
 	}
 }
 
-// past returns what is remembered of c. Who has counted less than before has
-// begun anew.
+// past returns what is remembered of c. Who has counted less of anything than
+// before has begun anew.
 func (h *history) past(c *counted) *past {
 	list := h.pasts(c.backend)
 	p := list[c.name]
-	if p == nil || c.requests < p.last {
+	if p == nil || !p.precedes(c) {
 		p = new(past)
 		list[c.name] = p
 	}
 	return p
+}
+
+// precedes reports whether c may have counted on from p.
+func (p *past) precedes(c *counted) bool {
+	for i, n := range c.latency.Buckets {
+		if n < p.latency.Buckets[i] {
+			return false
+		}
+	}
+	return c.requests >= p.last && c.latency.SumNanos >= p.latency.SumNanos
 }
 
 func (h *history) pasts(backend bool) map[string]*past {

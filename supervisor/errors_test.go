@@ -143,6 +143,14 @@ func TestHistoryOfReturningRoute(t *testing.T) {
 	require.EqualValues(t, 9, r.list(false)[0].Count)
 	require.InDelta(t, 1, r.rates(&r.counts()[0], r.now).Minute, 1e-9)
 
+	r.after(time.Minute)
+	r.route = shm.RouteTotals{} // again, and soon it has counted more than before
+	for range 5 {
+		r.route.ObserveLatency(1e9)
+	}
+	r.take()
+	require.EqualValues(t, 5, r.latency(&r.counts()[0]).Requests)
+
 	for range 3 { // gone
 		r.now = r.now.Add(sampleEvery)
 		r.note(r.now, nil)

@@ -137,6 +137,13 @@ func (m *Master) countReload(err error) {
 	}
 }
 
+// metricsServer is the one over TCP, nil if there is none.
+func (m *Master) metricsServer() *metricsServer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.metrics
+}
+
 // useMetrics makes next the server of metrics over TCP, or drops it if its
 // configuration did not come in force. m.applying is held.
 func (m *Master) useMetrics(next *metricsServer, inForce bool) {

@@ -1,11 +1,13 @@
 package supervisor
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"syscall"
@@ -138,6 +140,41 @@ func TestSlowScrapers(t *testing.T) {
 	}
 	require.Zero(t, s.alive)
 	require.Equal(t, "text 6", string(s.get().text))
+}
+
+// A reader that takes nothing is cut, and on a connection that goes on the
+// deadline of one text is not that of the next.
+func TestStuckScraper(t *testing.T) {
+	large := bytes.Repeat([]byte("# x\n"), 4<<20)
+	s := &scraper{make: func([]byte) []byte { return large }, timeout: 100 * time.Millisecond}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	conn, err := net.Dial("tcp4", server.Listener.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+	require.NoError(t, err)
+	_, err = conn.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.alive == 0
+	}, 10*time.Second, time.Millisecond)
+	n, err := io.Copy(io.Discard, conn)
+	require.Less(t, n, int64(len(large)))
+	require.True(t, err == nil || errors.Is(err, syscall.ECONNRESET), "%v", err)
+
+	large = []byte("# small\n")
+	for range 2 {
+		resp, err := server.Client().Get(server.URL)
+		require.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, large, text)
+		time.Sleep(s.timeout + 10*time.Millisecond) // on the same connection, beyond the deadline
+	}
 }
 
 // Connections beyond the bound are closed at once; the others are served.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,7 +39,8 @@ type scrapeText struct {
 // scraper makes the texts of /metrics, one at a time. A reader that takes its
 // text slowly costs the master nothing but that text, and no worker anything.
 type scraper struct {
-	make func(b []byte) []byte
+	make    func(b []byte) []byte
+	timeout time.Duration // for a text to be taken
 
 	mu     sync.Mutex
 	newest *scrapeText
@@ -76,8 +78,14 @@ func (s *scraper) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	t := s.get()
 	defer s.put(t)
 	w.Header().Set("Content-Type", metrics.ContentType)
-	// The reader sees a text that is cut short by itself.
+	w.Header().Set("Content-Length", strconv.Itoa(len(t.text)))
+	conn := http.NewResponseController(w)
+	// None of these errors is ours: who takes the text too slowly sees that it
+	// is cut short.
+	_ = conn.SetWriteDeadline(time.Now().Add(s.timeout))
 	_, _ = w.Write(t.text)
+	_ = conn.Flush()
+	_ = conn.SetWriteDeadline(time.Time{})
 }
 
 // metricsServer serves /metrics and /readyz over TCP, to be read by anybody. A
@@ -107,6 +115,12 @@ func (m *Master) listenMetrics(address string, before *metricsServer) (*metricsS
 		}
 		defer func() { _ = before.share(false) }() // before is about to be closed, or goes on as it was
 	}
+	return m.bindMetrics(address, before != nil)
+}
+
+// bindMetrics listens on address, which is not empty, and if beside is true
+// also where a server that shares its address listens.
+func (m *Master) bindMetrics(address string, beside bool) (*metricsServer, error) {
 	network := "tcp4"
 	switch address[0] {
 	case ':':
@@ -114,7 +128,7 @@ func (m *Master) listenMetrics(address string, before *metricsServer) (*metricsS
 	case '[':
 		network = "tcp6"
 	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return setReusePort(raw, before != nil) }}
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return setReusePort(raw, beside) }}
 	listener, err := config.Listen(context.Background(), network, address)
 	if err != nil {
 		return nil, fmt.Errorf("admin.metrics: %w", err)

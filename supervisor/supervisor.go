@@ -160,7 +160,7 @@ func Run(o Options) error {
 	go m.keepWatching(background)
 	err = m.obey(m.signals)
 	close(background)
-	return errors.Join(err, m.metrics.close(), admin.close())
+	return errors.Join(err, m.metricsServer().close(), admin.close())
 }
 
 func newMaster(o Options) *Master {
@@ -169,7 +169,7 @@ func newMaster(o Options) *Master {
 		lookup: net.DefaultResolver.LookupNetIP, notify: newNotifier(o.Log), stopping: make(chan struct{}),
 		signals: make(chan os.Signal, 8), history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
 	}
-	m.scraper = &scraper{make: m.appendMetrics}
+	m.scraper = &scraper{make: m.appendMetrics, timeout: scrapeTimeout}
 	return m
 }
 
@@ -307,7 +307,7 @@ func (m *Master) awaitTurn() {
 // announce tells that all workers accept connections.
 func (m *Master) announce(admin *adminServer) {
 	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
-		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name(), "metrics", m.metrics.name())
+		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name(), "metrics", m.metricsServer().name())
 	m.notifyServing()
 	if m.options.Ready != nil {
 		m.options.Ready(m.addresses())
