@@ -96,6 +96,8 @@ func (c *command) root() *cobra.Command {
 		c.stateCommand("disable", control.BackendDisabled, "The same, and close idle connections to it"),
 		c.stateCommand("enable", control.BackendEnabled, "Send requests to a backend again"),
 		c.weightCommand(),
+		c.leaf("stats", "Show requests, rates and latencies of routes and backends", c.stats),
+		c.leaf("errors", "Show the reasons of the last minutes by route and backend, with a hint", c.errors),
 		c.explainCommand(),
 		c.stopCommand(),
 		c.leaf("version", "Show the versions of cupctl and of the running cloud-cup", c.version),

@@ -104,6 +104,40 @@ func answerWith(status int, v any) http.HandlerFunc {
 	}
 }
 
+func exampleStats() *control.Stats {
+	return &control.Stats{
+		Time: time.Date(2026, 1, 2, 4, 6, 10, 0, time.UTC), LatencyWindow: 90,
+		Routes: []control.RouteStats{
+			{Route: "*", Requests: 3, Classes: map[string]uint64{"2xx": 3}},
+			{
+				Route: "example.com/game/*", Requests: 120000, Classes: map[string]uint64{"2xx": 119000, "5xx": 1000}, Errors: 12,
+				Rate:    control.Rate{TenSeconds: 812.34, Minute: 700},
+				Latency: &control.Latency{Requests: 40000, Mean: .0021, P50: .00031, P90: .0045, P99: 1.234}, InFlight: 7, BytesIn: 1, BytesOut: 2,
+			},
+		},
+		Backends: []control.BackendStats{{
+			Backend: "127.0.0.1:8081", Requests: 120003, Classes: map[string]uint64{"2xx": 119003, "none": 12}, Failures: 12, Retries: 1,
+			Connects: 8, Reused: 119000, Rate: control.Rate{TenSeconds: 812.4, Minute: 700.1},
+			Latency: &control.Latency{Requests: 40000, Mean: .002, P50: .00029, P90: .0044, P99: 12.34}, InFlight: 7, Idle: 3,
+		}},
+	}
+}
+
+func exampleErrors() *control.Errors {
+	now := time.Date(2026, 1, 2, 4, 6, 10, 0, time.UTC)
+	return &control.Errors{
+		Time: now, Window: 300,
+		Routes: []control.ErrorCount{
+			{Route: "example.com/game/*", Reason: "backend_refused", Count: 11, Last: now.Add(-12 * time.Second), PerMinute: []uint64{1, 10}},
+			{Route: "*", Reason: "client_gone", Count: 1, Last: now.Add(-3 * time.Minute), PerMinute: []uint64{0, 0, 0, 1}},
+		},
+		Backends: []control.ErrorCount{
+			{Backend: "127.0.0.1:8081", Reason: "backend_refused", Count: 12, Last: now, PerMinute: []uint64{2, 10}},
+			{Backend: "127.0.0.1:8081", Reason: "of_a_later_version", Count: 1, Last: now, PerMinute: []uint64{1}},
+		},
+	}
+}
+
 // exampleAPI answers what a master would that is as exampleStatus says. What
 // is asked is noted in log.
 func exampleAPI(log *[]string) http.HandlerFunc {
@@ -119,6 +153,8 @@ func exampleAPI(log *[]string) http.HandlerFunc {
 		"GET /v1/routes?match=%2Fx": []control.RouteStatus{
 			{Pattern: "*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081"}},
 		},
+		"GET /v1/stats":   exampleStats(),
+		"GET /v1/errors":  exampleErrors(),
 		"GET /v1/config":  json.RawMessage(`{"root": ":80"}`),
 		"GET /v1/version": control.VersionInfo{Version: "v0.1.0"},
 		"POST /v1/reload": control.Applied{Generation: 7, Before: 6, Workers: 2, Changes: &control.Changes{
@@ -175,6 +211,8 @@ func TestOutput(t *testing.T) {
 		"apply-save":    {[]string{"apply", "-f", "-", "-save"}, "POST /v1/config?name=-&save=1"},
 		"drain":         {[]string{"drain", "127.0.0.1:8081"}, "PATCH /v1/backends/127.0.0.1:8081"},
 		"weight":        {[]string{"weight", "unix:/run/x.sock", "0"}, "PATCH /v1/backends/unix:%2Frun%2Fx.sock"},
+		"stats":         {[]string{"stats"}, "GET /v1/stats"},
+		"errors":        {[]string{"errors"}, "GET /v1/errors"},
 		"stop":          {[]string{"stop"}, "POST /v1/stop"},
 		"stop-now":      {[]string{"stop", "--now"}, "POST /v1/stop?now=1"},
 		"explain":       {[]string{"explain"}, ""},
@@ -207,6 +245,13 @@ func TestOutputWithoutTerminal(t *testing.T) {
 	code, table, errs := cupctl("routes", "--socket", socket)
 	require.Zero(t, code, errs)
 	require.Contains(t, table, "\nexample.com/a/long/path/that/goes/on/*  round-robin  127.0.0.1:8081\n")
+}
+
+func TestNoErrors(t *testing.T) {
+	socket := startMaster(t, answerWith(http.StatusOK, control.Errors{Window: 61}))
+	code, out, errs := cupctl("errors", "--socket", socket)
+	require.Zero(t, code, errs)
+	require.Equal(t, "none in the last 1m1s\n", out)
 }
 
 func TestTable(t *testing.T) {
