@@ -155,37 +155,46 @@ func openTier(c Config, t tier) (*engine, *refusal) {
 		return nil, &refusal{step, errno}
 	}
 	e := &engine{u: u, pool: c.Pool, tier: t, wakeFD: -1}
-	for _, s := range []struct {
-		step string
-		do   func() syscall.Errno
-	}{
-		{"io_uring_register of the ring's descriptor", u.registerFD},
-		{"io_uring_register of head buffers", func() syscall.Errno {
-			return e.openGroup(loop.ClassHead, 0, headsMax, headsHot, headsPerRecv)
-		}},
-		{"io_uring_register of body buffers", func() syscall.Errno {
-			return e.openGroup(loop.ClassBody, 1, bodiesMax, bodiesHot, 1)
-		}},
-		{"io_uring_register of restrictions", func() syscall.Errno { return u.restrict(allowed) }},
-		{"io_uring_register to enable the ring", u.enable},
-		{"io_uring_enter", e.probeEnter},
-		{"io_uring receive", e.probeReceive},
-		{"eventfd", func() (errno syscall.Errno) {
-			e.wakeFD, errno = sys.EventFD(false)
-			return errno
-		}},
-	} {
+	for _, s := range e.steps() {
 		if errno := s.do(); errno != 0 {
 			if err := e.free(); err != nil {
 				// Memory stays mapped; the refusal says more.
-				return nil, &refusal{s.step + ", then " + err.Error(), errno}
+				return nil, &refusal{s.text + ", then " + err.Error(), errno}
 			}
-			return nil, &refusal{s.step, errno}
+			return nil, &refusal{s.text, errno}
 		}
 	}
 	e.armWake()
 	e.now = sys.Monotonic()
 	return e, nil
+}
+
+// step is a part of opening an engine on a new ring.
+type step struct {
+	text  string
+	since string // the first Linux that can do it
+	do    func() syscall.Errno
+}
+
+// steps are all of them, in their order.
+func (e *engine) steps() []step {
+	return []step{
+		{"io_uring_register of the ring's descriptor", "5.18", e.u.registerFD},
+		{"io_uring_register of head buffers", "5.19", func() syscall.Errno {
+			return e.openGroup(loop.ClassHead, 0, headsMax, headsHot, headsPerRecv)
+		}},
+		{"io_uring_register of body buffers", "5.19", func() syscall.Errno {
+			return e.openGroup(loop.ClassBody, 1, bodiesMax, bodiesHot, 1)
+		}},
+		{"io_uring_register of restrictions", "5.10", func() syscall.Errno { return e.u.restrict(allowed) }},
+		{"io_uring_register to enable the ring", "5.10", e.u.enable},
+		{"io_uring_enter", "5.11", e.probeEnter},
+		{"io_uring receive", "5.19", e.probeReceive},
+		{"eventfd", "2.6.27", func() (errno syscall.Errno) {
+			e.wakeFD, errno = sys.EventFD(false)
+			return errno
+		}},
+	}
 }
 
 // allowed is all that the ring can do once it is enabled.

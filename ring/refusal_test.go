@@ -31,8 +31,10 @@ func TestMain(m *testing.M) {
 }
 
 // openRefused prints errno and text of Open's error, or the engine's detail.
-// what is "CALL ERRNO" for a seccomp filter, or "memlock BYTES".
+// what is "CALL ERRNO" for a seccomp filter, or "memlock BYTES"; behind
+// "survey " it prints what Survey finds.
 func openRefused(what string) {
+	what, survey := strings.CutPrefix(what, "survey ")
 	name, value, _ := strings.Cut(what, " ")
 	number, err := strconv.Atoi(value)
 	if err != nil {
@@ -45,6 +47,10 @@ func openRefused(what string) {
 		if err := sys.RefuseCalls(sys.Refusal{Call: call, Errno: syscall.Errno(number)}); err != nil {
 			panic(err)
 		}
+	}
+	if survey {
+		printSurvey()
+		return
 	}
 	runtime.LockOSThread()
 	e, err := Open(Config{Pool: loop.NewPool(1 << 20)})

@@ -62,6 +62,7 @@ func (m *Master) endpoints() []endpoint {
 		read("/v1/workers", func() []control.WorkerStatus { return m.Status().Workers }),
 		read("/v1/backends", func() []control.BackendStatus { return m.Status().Backends }),
 		read("/v1/stats", m.Stats),
+		read("/v1/io", m.IO),
 		read("/v1/errors", m.Errors),
 		{http.MethodGet, "/metrics", nil, m.scraper.ServeHTTP},
 		{http.MethodGet, "/readyz", nil, m.answerReady},

@@ -32,21 +32,10 @@ func chooseEngine(asked string, probe func(string) (string, error), log *slog.Lo
 	return status, nil
 }
 
-// EngineProbe is what opening an engine for real came to.
-type EngineProbe struct {
-	Name   string
-	Detail string
-	Err    error // nil if it works
-}
-
-// ProbeAll tries the engines one after another.
-func ProbeAll(names []string, probe func(engine string) (detail string, err error)) []EngineProbe {
-	var list []EngineProbe
-	for _, name := range names {
-		detail, err := probeOnThread(probe, name)
-		list = append(list, EngineProbe{name, detail, err})
-	}
-	return list
+// IO tells what was chosen, what the workers use, and what can be had now.
+func (m *Master) IO() *control.IOStatus {
+	s := m.Status()
+	return &control.IOStatus{Engine: s.Engine, Workers: s.Workers, Report: m.options.Examine()}
 }
 
 // probeOnThread runs probe on a thread that ends with it: an engine belongs to

@@ -167,6 +167,7 @@ func testOptions(path string, log io.Writer) Options {
 		Admin:   "unix:" + filepath.Join(filepath.Dir(path), "admin.sock"),
 		Log:     slog.New(slog.NewTextHandler(log, nil)),
 		Probe:   func(engine string) (string, error) { return "probed " + engine, nil },
+		Examine: func() *control.IOReport { return &control.IOReport{Advice: []string{"examined"}} },
 		Reasons: []string{"none", "bad_request"},
 	}
 }

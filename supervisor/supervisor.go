@@ -54,6 +54,8 @@ type Options struct {
 	// Probe opens an engine for real and describes it, or says why it cannot
 	// be had here. It is called on a thread of its own.
 	Probe func(engine string) (detail string, err error)
+	// Examine tells what the kernel allows of the engines.
+	Examine func() *control.IOReport
 	// Reasons are the words for shm.Totals.Reasons, by index.
 	Reasons []string
 	// Ready, if set, is called when all workers accept connections.

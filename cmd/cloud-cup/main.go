@@ -53,7 +53,7 @@ func newFlagSet(f *flags) *pflag.FlagSet {
 	fs.StringVar(&f.io, "io", supervisor.EngineAuto, "engine: auto, uring or epoll")
 	fs.IntVar(&f.workers, "workers", 0, "number of worker processes (default: as configured, else one per CPU)")
 	fs.BoolVar(&f.test, "test", false, "validate the configuration and exit")
-	fs.BoolVar(&f.checkIO, "check-io", false, "tell which engines work here and exit")
+	fs.BoolVar(&f.checkIO, "check-io", false, "tell what this kernel and container allow of the engines, and what to change, and exit")
 	fs.BoolVar(&f.demo, "demo", false, "serve a built-in configuration with two built-in backends")
 	fs.StringVar(&f.admin, "admin", "", "admin socket: unix:PATH, or off (default: as configured, else "+control.DefaultSocket()+")")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
@@ -153,6 +153,7 @@ func options(f *flags, path string, stderr io.Writer) supervisor.Options {
 		Version: version,
 		Log:     newLog(stderr),
 		Probe:   worker.Probe,
+		Examine: worker.Examine,
 		Reasons: worker.ReasonWords(),
 	}
 }
@@ -172,16 +173,16 @@ func runDemo(f *flags, stdout, stderr io.Writer) error {
 	return errors.Join(supervisor.Run(o), d.Close())
 }
 
-// checkIO prints what each engine's probe says. It fails if none works.
+// checkIO prints what the kernel allows here. It fails if no engine works.
 func checkIO(w io.Writer) int {
-	status := 1
-	for _, e := range supervisor.ProbeAll(worker.EngineNames(), worker.Probe) {
-		if e.Err != nil {
-			fmt.Fprintf(w, "%-6s no: %v\n", e.Name, e.Err)
-			continue
-		}
-		fmt.Fprintf(w, "%-6s yes: %s\n", e.Name, e.Detail)
-		status = 0
+	report := worker.Examine()
+	for _, line := range report.Lines() {
+		fmt.Fprintln(w, line)
 	}
-	return status
+	for _, e := range report.Engines {
+		if e.Answer == control.AnswerYes {
+			return 0
+		}
+	}
+	return 1
 }

@@ -99,6 +99,7 @@ func (c *command) root() *cobra.Command {
 		c.leaf("stats", "Show requests, rates and latencies of routes and backends", c.stats),
 		c.leaf("errors", "Show the reasons of the last minutes by route and backend, with a hint", c.errors),
 		c.explainCommand(),
+		c.leaf("io", "Show the engine of each worker, why it was chosen, and what the kernel allows", c.io),
 		c.stopCommand(),
 		c.leaf("version", "Show the versions of cupctl and of the running cloud-cup", c.version),
 		completionCommand(root),

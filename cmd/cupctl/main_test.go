@@ -123,6 +123,23 @@ func exampleStats() *control.Stats {
 	}
 }
 
+func exampleIO() *control.IOStatus {
+	s := exampleStatus()
+	return &control.IOStatus{Engine: s.Engine, Workers: s.Workers, Report: &control.IOReport{
+		Facts: []control.IOFact{{Name: "kernel", Value: "Linux 6.1.0 x86_64"}, {Name: "seccomp", Value: "filters look at this process' calls: 1"}},
+		Engines: []control.IOFinding{
+			{Name: "uring", Answer: control.AnswerNo, Errno: "EPERM", Detail: "io_uring: io_uring_setup: operation not permitted (a seccomp filter forbids it)"},
+			{Name: "epoll", Answer: control.AnswerYes, Detail: "edge-triggered"},
+		},
+		Features: []control.IOFinding{
+			{Name: "io_uring_setup", Since: "5.17", Answer: control.AnswerNo, Errno: "EPERM", Detail: "a seccomp filter forbids it"},
+			{Name: "SINGLE_ISSUER", Since: "6.0", Answer: control.AnswerUnknown},
+			{Name: "eventfd", Since: "2.6.27", Answer: control.AnswerYes},
+		},
+		Advice: []string{"a seccomp filter refuses the calls io_uring_setup, io_uring_enter and io_uring_register: allow them"},
+	}}
+}
+
 func exampleErrors() *control.Errors {
 	now := time.Date(2026, 1, 2, 4, 6, 10, 0, time.UTC)
 	return &control.Errors{
@@ -154,6 +171,7 @@ func exampleAPI(log *[]string) http.HandlerFunc {
 			{Pattern: "*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081"}},
 		},
 		"GET /v1/stats":   exampleStats(),
+		"GET /v1/io":      exampleIO(),
 		"GET /v1/errors":  exampleErrors(),
 		"GET /v1/config":  json.RawMessage(`{"root": ":80"}`),
 		"GET /v1/version": control.VersionInfo{Version: "v0.1.0"},
@@ -213,6 +231,7 @@ func TestOutput(t *testing.T) {
 		"weight":        {[]string{"weight", "unix:/run/x.sock", "0"}, "PATCH /v1/backends/unix:%2Frun%2Fx.sock"},
 		"stats":         {[]string{"stats"}, "GET /v1/stats"},
 		"errors":        {[]string{"errors"}, "GET /v1/errors"},
+		"io":            {[]string{"io"}, "GET /v1/io"},
 		"stop":          {[]string{"stop"}, "POST /v1/stop"},
 		"stop-now":      {[]string{"stop", "--now"}, "POST /v1/stop?now=1"},
 		"explain":       {[]string{"explain"}, ""},

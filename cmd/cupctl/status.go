@@ -27,6 +27,11 @@ func (c *command) backends() error {
 	return show(c, list, err, c.screen.backends)
 }
 
+func (c *command) io() error {
+	s, err := c.client().IO()
+	return show(c, s, err, c.screen.io)
+}
+
 func (c *command) config() error {
 	text, err := c.client().Config()
 	return show(c, configText{string(text)}, err, func(t configText) error {
@@ -164,6 +169,32 @@ func (s *screen) fallbacks(list []control.WorkerStatus) error {
 		}
 	}
 	return nil
+}
+
+// io writes which engine is used, by whom and why.
+func (s *screen) io(st *control.IOStatus) error {
+	rows := [][]string{{"engine", fmt.Sprintf("%s, asked for: %s", st.Engine.Used, st.Engine.Asked)}}
+	if st.Engine.Detail != "" {
+		rows = append(rows, []string{"detail", st.Engine.Detail})
+	}
+	if st.Engine.Fallback != "" {
+		rows = append(rows, []string{"why", st.Engine.Fallback})
+	}
+	for i := range st.Workers {
+		k := &st.Workers[i]
+		rows = append(rows, []string{fmt.Sprintf("worker %d", k.Slot), dash(k.Engine) + prefixed(": ", k.Detail) + prefixed("; ", k.Fallback)})
+	}
+	if err := s.table(nil, rows); err != nil || st.Report == nil {
+		return err
+	}
+	return s.part("what can be had where the master runs:", func() error {
+		for _, line := range st.Report.Lines() {
+			if err := s.text("", "    ", line); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // workersInDetail writes what workers hold besides.
