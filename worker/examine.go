@@ -200,16 +200,19 @@ func (a *around) advice(refused error) []string {
 	errors.As(refused, &errno)
 	switch errno {
 	case syscall.EPERM:
-		switch a.disabled {
-		case "", "0":
+		switch {
+		case a.disabled == "2":
+			return []string{"sysctl -w kernel.io_uring_disabled=0 on the host, and a file in /etc/sysctl.d to keep it"}
+		case a.disabled != "1" && a.seccomp == "0":
+			return []string{"neither the sysctl nor a seccomp filter refuses it: look at the security modules (/sys/kernel/security/lsm) and their log"}
+		case a.disabled != "1":
 			return filter
-		case "1":
+		default:
 			return []string{
 				"sysctl -w kernel.io_uring_group=GID on the host, with a group of the workers' user, or",
 				"sysctl -w kernel.io_uring_disabled=0 on the host",
 			}
 		}
-		return []string{"sysctl -w kernel.io_uring_disabled=0 on the host, and a file in /etc/sysctl.d to keep it"}
 	case syscall.ENOSYS:
 		if a.filtered() {
 			return filter

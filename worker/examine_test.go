@@ -42,6 +42,7 @@ func TestAdvice(t *testing.T) {
 	}{
 		{syscall.EPERM, around{disabled: "0", seccomp: "2"}, "--security-opt seccomp="},
 		{syscall.EPERM, around{}, "--security-opt seccomp="},
+		{syscall.EPERM, around{disabled: "0", seccomp: "0"}, "security modules"},
 		{syscall.EPERM, around{disabled: "2"}, "kernel.io_uring_disabled=0"},
 		{syscall.EPERM, around{disabled: "1"}, "kernel.io_uring_group="},
 		{syscall.ENOSYS, around{seccomp: "2"}, "SystemCallFilter="},

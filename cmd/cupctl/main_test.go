@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 )
@@ -234,7 +235,6 @@ func TestOutput(t *testing.T) {
 		"io":            {[]string{"io"}, "GET /v1/io"},
 		"stop":          {[]string{"stop"}, "POST /v1/stop"},
 		"stop-now":      {[]string{"stop", "--now"}, "POST /v1/stop?now=1"},
-		"explain":       {[]string{"explain"}, ""},
 		"explain-one":   {[]string{"explain", "backend_reset"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -264,6 +264,16 @@ func TestOutputWithoutTerminal(t *testing.T) {
 	code, table, errs := cupctl("routes", "--socket", socket)
 	require.Zero(t, code, errs)
 	require.Contains(t, table, "\nexample.com/a/long/path/that/goes/on/*  round-robin  127.0.0.1:8081\n")
+}
+
+// explain lists the whole table, which grows.
+func TestExplainListsAll(t *testing.T) {
+	code, out, errs := cupctl("explain")
+	require.Zero(t, code, errs)
+	for _, r := range message.Reasons() {
+		require.Regexp(t, `(?m)^`+r.String()+` +`, out)
+		require.Contains(t, out, r.Explain().Hint)
+	}
 }
 
 func TestNoErrors(t *testing.T) {
