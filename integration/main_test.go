@@ -21,8 +21,9 @@ const childVariable = "CLOUD_CUP_INTEGRATION_CHILD"
 
 // children are what the test binary can be instead, by childVariable.
 var children = map[string]func() error{
-	"idle":   idleClients,
-	"refuse": refuseAndExecute,
+	"idle":     idleClients,
+	"refuse":   refuseAndExecute,
+	"stranger": becomeStranger,
 }
 
 func TestMain(m *testing.M) {
