@@ -141,36 +141,49 @@ func TestDrainAndEnable(t *testing.T) {
 		stdout, stderr, code := c.cupctl("enable", busy.addr)
 		require.Zero(t, code, stderr)
 		require.Contains(t, stdout, busy.addr+": drain -> enabled")
-		gets := func(who *backend) func() bool {
-			return func() bool {
-				got, err := browse(t, c.addr).get("", 10, 1, "")
-				require.NoError(t, err)
-				return got.backend == who.name
-			}
-		}
-		eventually(t, "requests to be sent to it again", gets(busy))
+		eventually(t, "requests to be sent to it again", served(t, c, busy))
+		_, stderr, code = c.cupctl("drain", "127.0.0.1:1")
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, `no backend "127.0.0.1:1"`)
+		require.Contains(t, c.log.text(), `"from_state":"enabled","state":"drain"`)
+	})
+}
 
-		_, stderr, code = c.cupctl("disable", busy.addr, "--wait")
+// served reports whether a request on a connection of its own is served by b.
+func served(t *testing.T, c *cup, b *backend) func() bool {
+	return func() bool {
+		got, err := browse(t, c.addr).get("", 10, 1, "")
+		require.NoError(t, err)
+		return got.backend == b.name
+	}
+}
+
+// A disabled backend also loses its idle connections, and a file that says
+// something else about it enables it.
+func TestDisable(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		a, b := startBackend(t, "a"), startBackend(t, "b")
+		c := startCup(t, engine, configOf([]string{a.addr, b.addr}, `"workers": 2`))
+		eventually(t, "both to be used", served(t, c, a))
+		eventually(t, "both to be used", served(t, c, b))
+		_, stderr, code := c.cupctl("disable", a.addr, "--wait")
 		require.Zero(t, code, stderr)
-		onlyOther()
+		for range 10 {
+			require.True(t, served(t, c, b)())
+		}
 		eventually(t, "idle connections to be closed", func() bool {
 			for _, s := range c.status().Backends {
-				if s.Host == busy.addr {
+				if s.Host == a.addr {
 					return s.Idle == 0
 				}
 			}
 			return false
 		})
 		c.write(fmt.Sprintf(`{"root": "127.0.0.1:0", "workers": 2, "routes": {"*": {"backends": [{"host": %q, "weight": 2}, {"host": %q}]}}}`,
-			busy.addr, other.addr))
+			a.addr, b.addr))
 		_, stderr, code = c.cupctl("reload")
 		require.Zero(t, code, stderr)
-		eventually(t, "the file to enable it", gets(busy))
-
-		_, stderr, code = c.cupctl("drain", "127.0.0.1:1")
-		require.Equal(t, 1, code)
-		require.Contains(t, stderr, `no backend "127.0.0.1:1"`)
-		require.Contains(t, c.log.text(), `"from_state":"enabled","state":"drain"`)
+		eventually(t, "the file to enable it", served(t, c, a))
 	})
 }
 
