@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +20,8 @@ type chaos struct {
 	c     *cup
 	w     *town
 	other string // an address that comes and goes
+	unix  string // a path that does
+	look  func() (*scrape, error)
 
 	mu         sync.Mutex
 	random     *rand.Rand
@@ -42,15 +45,34 @@ func (x *chaos) config() string {
 	w := *x.w
 	w.workers = 1 + x.random.IntN(4)
 	text := w.config(x.generation)
-	if x.random.IntN(2) == 0 {
-		text = withAddress(text, x.other)
+	for _, address := range []string{x.other, "unix:" + x.unix} {
+		if x.random.IntN(2) == 0 {
+			text = withAddress(text, address)
+		}
 	}
 	return text
 }
 
-// withAddress lets a configuration listen on a second address.
+// withAddress lets a town's configuration listen on one more address.
 func withAddress(config, address string) string {
-	return strings.Replace(config, `"127.0.0.1:0"`, fmt.Sprintf(`["127.0.0.1:0", %q]`, address), 1)
+	return strings.Replace(config, `["127.0.0.1:0"`, fmt.Sprintf(`["127.0.0.1:0", %q`, address), 1)
+}
+
+// change asks for another state or weight of a backend. The fixed one is spared:
+// it serves the load. Which backends are in force changes all the time, so that
+// there may be no such backend.
+func (x *chaos) change() error {
+	backends := append([]*backend{x.w.second}, x.w.turns[:]...)
+	b := backends[x.draw(len(backends))]
+	weight := x.draw(5)
+	change := []control.BackendChange{
+		{State: control.BackendEnabled}, {State: control.BackendDrain}, {State: control.BackendDisabled}, {Weight: &weight}, {ConfiguredWeight: true},
+	}[x.draw(5)]
+	_, err := x.c.admin.SetBackend(b.addr, change)
+	if err != nil && strings.Contains(err.Error(), "no backend") {
+		return nil
+	}
+	return err
 }
 
 // anyWorker is the process id of some worker, or 0.
@@ -102,7 +124,9 @@ func (x *chaos) events() map[string]func() error {
 			}
 			return nil
 		},
-		"status": func() error { _, err := x.c.admin.Status(); return err },
+		"status":  func() error { _, err := x.c.admin.Status(); return err },
+		"scrape":  func() error { _, err := x.look(); return err },
+		"backend": x.change,
 	}
 }
 
@@ -133,7 +157,7 @@ func TestEventChaos(t *testing.T) {
 		c := startCup(t, engine, w.config(0))
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
-		x := &chaos{t: t, c: c, w: w, other: freePort(t), random: rand.New(rand.NewPCG(seed, 0)), happened: map[string]int{}}
+		x := &chaos{t: t, c: c, w: w, other: freePort(t), unix: filepath.Join(t.TempDir(), "s"), look: c.scraper(), random: rand.New(rand.NewPCG(seed, 0)), happened: map[string]int{}}
 		l := startLoad(t, 16, onePerConnection(c.addr))
 		end := time.Now().Add(pick(2*time.Minute, 1500*time.Millisecond))
 		var wg sync.WaitGroup
@@ -158,12 +182,14 @@ func TestEventChaos(t *testing.T) {
 			require.NotErrorIs(t, err, errStatus)
 			require.NotErrorIs(t, err, syscall.ECONNREFUSED)
 		}
+		_, err := c.admin.SetBackend(w.turn(x.generation+1).addr, control.BackendChange{State: control.BackendEnabled, ConfiguredWeight: true})
+		require.NoError(t, err)
 		for range 20 {
 			a, err := browse(t, c.addr).get("/changed", 100, 1, "")
 			require.NoError(t, err)
 			require.Equal(t, w.turn(x.generation+1).name, a.backend)
 		}
-		_, err := openBrowser(x.other)
+		_, err = openBrowser(x.other)
 		require.ErrorIs(t, err, syscall.ECONNREFUSED, "an address that is not configured")
 	})
 }

@@ -123,3 +123,55 @@ func TestEventKilledMaster(t *testing.T) {
 		require.Equal(t, c.addr, next.addr)
 	})
 }
+
+// A worker that is stopped under load is replaced, and costs no more than the
+// connections that it had taken in. A stop of all processes together costs
+// nothing, though it is longer than the deadline of each.
+func TestEventStopped(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel() // it mostly waits
+		w := foundTown(t, 2)
+		c := startCup(t, engine, w.config(0))
+		each := onePerConnection(c.addr)
+		l := startLoad(t, 16, func(worker, turn int) error {
+			time.Sleep(5 * time.Millisecond) // a light load: others run beside this test
+			return each(worker, turn)
+		})
+		l.more(100)
+		pid := c.workers()[0]
+		freeze(t, pid)
+		begin := time.Now()
+		inHand := connectionsOf(t, c, pid)
+		eventually(t, "another worker", func() bool { return runningWorkers(c) == 2 && c.status().Workers[0].PID != pid })
+		replaced := time.Since(begin)
+		l.renewed()
+		lost := len(l.errors())
+		l.more(100)
+		require.Len(t, l.errors(), lost, "errors after it was replaced")
+		require.LessOrEqual(t, lost, inHand)
+
+		pids, done := c.workers(), l.done.Load()
+		require.NoError(t, syscall.Kill(-c.pid(), syscall.SIGSTOP))
+		<-time.After(pick(10*time.Second, 6500*time.Millisecond))
+		require.NoError(t, syscall.Kill(-c.pid(), syscall.SIGCONT))
+		l.renewed()
+		l.more(1000) // for some turns of the watch
+		failed := l.stop()
+		report(t, "a stopped worker, then all stopped, "+engine,
+			"%d failed, %d connections were in its hands, replaced after %v; %d failed of %d requests over the stop of all, %d killed",
+			lost, inHand, replaced.Round(time.Millisecond), len(failed)-lost, l.done.Load()-done, changes(pids, c.workers()))
+		require.Len(t, failed, lost, "errors of the stop of all")
+		require.Equal(t, pids, c.workers())
+	})
+}
+
+// changes counts the places where a and b differ.
+func changes(a, b []int) int {
+	n := 0
+	for i := range a {
+		if a[i] != b[i] {
+			n++
+		}
+	}
+	return n
+}

@@ -44,7 +44,7 @@ func (w *town) config(generation int64, more ...string) string {
 		fmt.Sprintf(`"/changed/*": {"backends": [{"host": %q}]}`, w.turn(generation).addr),
 		fmt.Sprintf(`"/only-%d/*": {"backends": [{"host": %q}]}`, generation, w.turn(generation).addr),
 	}, more...)
-	return fmt.Sprintf(`{"root": "127.0.0.1:0", "workers": %d, "routes": {%s}}`, w.workers, strings.Join(routes, ",\n"))
+	return fmt.Sprintf(`{"root": ["127.0.0.1:0"], "workers": %d, "routes": {%s}}`, w.workers, strings.Join(routes, ",\n"))
 }
 
 // visit makes one request of four kinds and checks that a generation answered
