@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,5 +180,27 @@ func TestCrashLoopUnderLoad(t *testing.T) {
 			require.NotErrorIs(t, err, syscall.ECONNREFUSED)
 		}
 		t.Logf("%d kills, %d of %d requests lost", kills, lost, l.done.Load())
+	})
+}
+
+// A second master is refused when it wants one address of the first, whatever
+// else it wants, and leaves nothing behind.
+func TestSecondMasterOfSeveralAddresses(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		b := startBackend(t, "a")
+		path := filepath.Join(t.TempDir(), "cup.sock")
+		text := configOf([]string{b.addr}, oneWorker)
+		c := startCup(t, engine, rooted(text, "127.0.0.1:0", "unix:"+path))
+		free, other := freePort(t), filepath.Join(t.TempDir(), "free.sock")
+		for _, taken := range []string{c.addr, "unix:" + path} {
+			require.Contains(t, refusals(t, engine, rooted(text, free, "unix:"+other, taken)),
+				fmt.Sprintf("%s: another cloud-cup (pid %d) is listening there", taken, c.pid()))
+		}
+		_, err := net.Dial("tcp", free)
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+		_, err = os.Stat(other)
+		require.ErrorIs(t, err, os.ErrNotExist)
+		_, err = browse(t, c.addr).get("", 100, 1, "")
+		require.NoError(t, err)
 	})
 }

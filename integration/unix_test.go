@@ -144,7 +144,7 @@ func TestUnixSocketFile(t *testing.T) {
 		client := unixClient(path)
 		_, err := text(client)
 		require.NoError(t, err)
-		require.Contains(t, refusals(t, engine, config), fmt.Sprintf("unix:%s: another program (pid %d) is listening there", path, first.pid()))
+		require.Contains(t, refusals(t, engine, config), fmt.Sprintf("unix:%s: another cloud-cup (pid %d) is listening there", path, first.pid()))
 
 		first.signal(syscall.SIGKILL)
 		first.wait()

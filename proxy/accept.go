@@ -42,6 +42,7 @@ const (
 	leavingNot   leaving = iota
 	leavingEmpty         // goes on until its accept queue is empty
 	leavingNow           // its accepts are cancelled; what they still bring is served
+	leavingLast          // its descriptor will be closed when the next turn ends
 )
 
 // Listen begins to accept from a listening, non-blocking descriptor, which the
@@ -100,7 +101,7 @@ func (p *Proxy) Unlisten(id uint32, empty bool, left func()) bool {
 	l.left = left
 	if empty {
 		l.leaveWhenEmpty()
-	} else {
+	} else if l.leaving < leavingNow {
 		p.leaveNow(l)
 	}
 	return true
@@ -156,7 +157,7 @@ func (p *Proxy) armAccepts() {
 	p.throttled = false
 	for i := range acceptsMax {
 		for _, l := range p.listeners {
-			if l == nil || l.leaving == leavingNow || l.ops[i].InFlight() || l.shared && p.sharedPaused {
+			if l == nil || l.leaving >= leavingNow || l.ops[i].InFlight() || l.shared && p.sharedPaused {
 				continue
 			}
 			if !p.mayAccept(i) {
@@ -235,29 +236,38 @@ func (p *Proxy) leaveNow(l *listener) {
 }
 
 // leaveListeners moves the leaving listeners on. It reports whether the next
-// turn must not wait, because it shows whether an accept queue is empty.
+// turn must not wait, because something is known after it.
 func (p *Proxy) leaveListeners() (hurry bool) {
 	for _, l := range p.listeners {
-		if l == nil || l.leaving == leavingNot {
-			continue
+		if l != nil && l.leaving != leavingNot && p.leave(l) {
+			hurry = true
 		}
-		if l.leaving == leavingEmpty {
-			if l.took && p.mayAccept(0) {
-				l.took, hurry = false, true // there may be more: one more turn
-				continue
-			}
-			p.leaveNow(l)
-		}
-		if l.busy() {
-			continue // the last result comes back here
-		}
-		p.engine.CloseFD(l.fd)
+	}
+	return hurry
+}
+
+// leave moves a leaving listener on; see leaveListeners.
+func (p *Proxy) leave(l *listener) (hurry bool) {
+	if l.leaving == leavingLast {
 		p.listeners[l.index] = nil
 		if l.left != nil {
 			l.left()
 		}
+		return false
 	}
-	return hurry
+	if l.leaving == leavingEmpty {
+		if l.took && p.mayAccept(0) {
+			l.took = false // there may be more: one more turn
+			return true
+		}
+		p.leaveNow(l)
+	}
+	if l.busy() {
+		return false // the last result comes back here
+	}
+	p.engine.CloseFD(l.fd)
+	l.leaving = leavingLast
+	return true
 }
 
 // listening reports whether there is a listener.

@@ -15,9 +15,10 @@ import (
 
 // listening is a listener of the test's, whose socket it hands to proxies.
 type listening struct {
-	t    *testing.T
-	net  net.Listener
-	addr string
+	t      *testing.T
+	net    net.Listener
+	addr   string
+	shared bool
 }
 
 func listenFor(t *testing.T) *listening {
@@ -36,7 +37,7 @@ func (l *listening) give(r *rig, id uint32) {
 	copied := -1
 	require.NoError(l.t, raw.Control(func(fd uintptr) { copied, err = unix.Dup(int(fd)) }))
 	require.NoError(l.t, err)
-	r.onLoop(func() { err = r.proxy.Listen(id, int32(copied), l.addr, false) })
+	r.onLoop(func() { err = r.proxy.Listen(id, int32(copied), l.addr, l.shared) })
 	require.NoError(l.t, err)
 }
 
@@ -136,5 +137,32 @@ func TestUnlisten(t *testing.T) {
 		res, err := perRequest().Get("http://" + l.addr)
 		require.NoError(t, err)
 		require.Equal(t, "ok", readAll(t, res))
+	})
+}
+
+// A worker with more than its share of the clients leaves those of a shared
+// listener to others for a while, and then takes what they left.
+func TestSharedListener(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := serve(t, func(http.ResponseWriter, *http.Request) {})
+		r := start(t, engine, to(backend), nil)
+		r.rows.Load.Workers.Store(2) // the other one has no clients
+		l := listenFor(t)
+		l.shared = true
+		l.give(r, 1)
+		const clients = 100
+		begun := time.Now()
+		for range clients {
+			conn, err := net.Dial("tcp", l.addr)
+			require.NoError(t, err)
+			defer conn.Close()
+		}
+		for r.counted().Accepted < clients {
+			require.Less(t, time.Since(begun), 30*time.Second)
+			time.Sleep(time.Millisecond)
+		}
+		// From the 43rd on it rests after each turn of at most 16.
+		require.Greater(t, time.Since(begun), 200*time.Millisecond)
+		require.EqualValues(t, clients, r.rows.Load.Clients.Load())
 	})
 }

@@ -83,7 +83,7 @@ func (set *socketSet) adoptFor(root string, fd int) error {
 	}
 	if err == nil && g.lockFD < 0 {
 		g.address = addr.String()
-		g.lockFD, err = lockAddress(addr)
+		g.lockFD, err = lockAddress(addr.String())
 	}
 	return err
 }

@@ -110,7 +110,7 @@ func TestSocketsChangeMasters(t *testing.T) {
 	require.NoError(t, err)
 
 	groups, fds := old.export()
-	require.Len(t, fds, 1+2+1)
+	require.Len(t, fds, 1+2+1+1)
 	for i, fd := range fds {
 		fds[i], err = unix.Dup(fd) // as a message does
 		require.NoError(t, err)

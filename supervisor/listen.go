@@ -37,7 +37,7 @@ func (set *socketSet) bindGroup(root string, slots int) (*group, error) {
 	}
 	g := &group{root: root, lockFD: -1}
 	if addr.Port() != 0 {
-		if g.lockFD, err = lockAddress(addr); err != nil {
+		if g.lockFD, err = lockAddress(addr.String()); err != nil {
 			return nil, err
 		}
 		// A reload may replace an address by one that overlaps it.
@@ -69,7 +69,7 @@ func (set *socketSet) bindAll(g *group, addr netip.AddrPort, dual bool, slots in
 		g.sockets = append(g.sockets, set.newSocket(g, fd, n))
 		if addr.Port() == 0 {
 			if addr, err = boundTo(fd); err == nil {
-				g.lockFD, err = lockAddress(addr)
+				g.lockFD, err = lockAddress(addr.String())
 			}
 			if err != nil {
 				return err
@@ -205,12 +205,12 @@ func boundTo(fd int) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errNotTCP
 }
 
-// lockAddress takes the lock of an address, which a master alone holds and the
+// lockAddress takes the lock of what is listened on, which a master alone holds and the
 // kernel drops when it ends: a listening unix socket with an abstract name
 // (unix(7)), which lives in the same network namespace as the address. Only
 // processes of one user can share an address, so each user has own names.
-func lockAddress(addr netip.AddrPort) (fd int, err error) {
-	name := &unix.SockaddrUnix{Name: fmt.Sprintf("@cloud-cup/%d/%s", os.Geteuid(), addr)}
+func lockAddress(what string) (fd int, err error) {
+	name := &unix.SockaddrUnix{Name: fmt.Sprintf("@cloud-cup/%d/%s", os.Geteuid(), what)}
 	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)

@@ -114,6 +114,9 @@ func (m *Master) apply(next *generation, how ways) (*control.Applied, error) {
 	}
 	changes := changesBetween(now.cfg, next.cfg)
 	if how == applyDry {
+		if err := m.sockets.check(next.cfg.Root, m.workersFor(next)); err != nil {
+			return nil, err
+		}
 		return &control.Applied{Generation: now.number, Before: now.number, DryRun: true, Changes: changes}, nil
 	}
 	next.resolve(m.lookup, now)

@@ -112,6 +112,15 @@ func (set *socketSet) prepare(roots []string, slots int) (*socketChange, error) 
 	return c, nil
 }
 
+// check tells whether prepare would succeed now.
+func (set *socketSet) check(roots []string, slots int) error {
+	c, err := set.prepare(roots, slots)
+	if err != nil {
+		return err
+	}
+	return c.abort()
+}
+
 func (c *socketChange) prepareGroup(root string, slots int) error {
 	i := slices.IndexFunc(c.set.groups, func(g *group) bool { return g.root == root })
 	if i < 0 {

@@ -252,7 +252,7 @@ func (m *Master) listen(roots []string) error {
 		return err
 	}
 	for _, g := range m.sockets.groups {
-		if g.shared && g.lockFD >= 0 {
+		if g.activated && g.shared && g.lockFD >= 0 {
 			m.log.Warn("all workers share the socket that was handed over: no other can be bound beside it", "address", g.address)
 		}
 	}

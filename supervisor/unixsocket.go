@@ -1,9 +1,11 @@
 package supervisor
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,7 +43,13 @@ func (set *socketSet) bindUnix(root string) (*group, error) {
 	}
 	g := &group{root: root, address: root, shared: true, lockFD: -1}
 	g.sockets = []*socket{set.newSocket(g, fd, 0)}
-	if err := awaitSilence(path); err != nil {
+	if path[0] != '@' {
+		g.lockFD, err = lockPath(path)
+	}
+	if err == nil {
+		err = awaitSilence(path)
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.close())
 	}
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
@@ -54,6 +62,17 @@ func (set *socketSet) bindUnix(root string) (*group, error) {
 		}
 	}
 	return g, nil
+}
+
+// lockPath takes the lock of a path. Its name tells one folder from another of
+// the same name, for programs with one network may see different files.
+func lockPath(path string) (fd int, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Dir(path), &st); err != nil {
+		return -1, &os.PathError{Op: "stat", Path: filepath.Dir(path), Err: err}
+	}
+	name := sha256.Sum256([]byte(filepath.Base(path)))
+	return lockAddress(fmt.Sprintf("unix/%d:%d/%x", st.Dev, st.Ino, name[:8]))
 }
 
 // awaitSilence returns nil when a socket may be bound to path: nobody listens

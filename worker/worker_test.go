@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -237,6 +238,52 @@ func TestWorkerServesReloadsAndDrains(t *testing.T) {
 			require.NoError(t, r.listen.Close())
 			_, err = net.Dial("tcp", r.address)
 			require.ErrorIs(t, err, syscall.ECONNREFUSED)
+		})
+	}
+}
+
+// A worker takes listeners and lets go of them while it serves.
+func TestWorkerListens(t *testing.T) {
+	for _, engine := range EngineNames() {
+		t.Run(engine, func(t *testing.T) {
+			r := startRig(t)
+			_, err := r.start(engine, payloadFor(1, serverNamed(t, "one"), nil))
+			require.NoError(t, err)
+			path := filepath.Join(t.TempDir(), "cup.sock")
+			l, err := net.Listen("unix", path)
+			require.NoError(t, err)
+			defer l.Close()
+			other, err := l.(*net.UnixListener).File()
+			require.NoError(t, err)
+			defer other.Close()
+			_, err = r.callWith(listen(8, "unix:"+path), int(other.Fd()))
+			require.NoError(t, err)
+			conn, err := net.Dial("unix", path)
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: cup.test\r\nConnection: close\r\n\r\n")
+			require.NoError(t, err)
+			answer, err := io.ReadAll(conn)
+			require.NoError(t, err)
+			require.Contains(t, string(answer), "one")
+			require.NoError(t, conn.Close())
+
+			_, err = r.callWith(listen(8, "unix:"+path), int(other.Fd()))
+			require.ErrorContains(t, err, "listener 8 is known already")
+			_, err = r.callWith(listen(9, "unix:"+path), -1)
+			require.ErrorContains(t, err, "listen without a listener")
+			_, err = r.call(control.Message{Type: control.TypeRenew}, nil)
+			require.NoError(t, err)
+			unlisten := control.Message{Type: control.TypeUnlisten, Listener: &control.Listener{ID: 7, Empty: true}}
+			_, err = r.call(unlisten, nil)
+			require.NoError(t, err)
+			_, err = r.call(unlisten, nil)
+			require.ErrorContains(t, err, "there is no listener 7")
+			require.NoError(t, r.listen.Close())
+			_, err = net.Dial("tcp", r.address)
+			require.ErrorIs(t, err, syscall.ECONNREFUSED, "nobody else has it")
+			require.NoError(t, r.channel.Close())
+			require.Zero(t, r.exitCode())
 		})
 	}
 }
