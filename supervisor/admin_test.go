@@ -185,6 +185,21 @@ func TestAPIRefusals(t *testing.T) {
 	}
 }
 
+// docs/control.md has the whole API.
+func TestAPIIsDocumented(t *testing.T) {
+	m, _ := testAPI(t, configText("127.0.0.1:0"))
+	text, err := os.ReadFile(filepath.Join("..", "docs", "control.md"))
+	require.NoError(t, err)
+	for _, e := range m.endpoints() {
+		at := strings.Index(string(text), "| `"+e.method+" "+e.path+"` |")
+		require.Positive(t, at, "docs/control.md does not have %s %s: add it", e.method, e.path)
+		line, _, _ := strings.Cut(string(text[at:]), "\n")
+		for _, name := range e.query {
+			require.Contains(t, line, "`"+name, "%s %s", e.method, e.path)
+		}
+	}
+}
+
 // No request ends the master or gets an answer that is not JSON, whatever it
 // is made of.
 func TestAPITakesAnything(t *testing.T) {

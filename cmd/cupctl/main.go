@@ -63,8 +63,10 @@ type command struct {
 
 func (c *command) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "cupctl",
-		Short:         "Control a running cloud-cup",
+		Use:   "cupctl",
+		Short: "Control a running cloud-cup",
+		Long: "Control a running cloud-cup.\n\nExit codes: 0 done, 1 failed or not green, 2 wrong usage, 3 cloud-cup is not running, 4 the configuration\n" +
+			"is invalid, 5 this user may not.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -93,7 +95,7 @@ func (c *command) root() *cobra.Command {
 		c.applyCommand(),
 		c.checkCommand(),
 		c.stateCommand("drain", control.BackendDrain, "Send no new requests to a backend"),
-		c.stateCommand("disable", control.BackendDisabled, "The same, and close idle connections to it"),
+		c.stateCommand("disable", control.BackendDisabled, "Send no new requests to a backend, and close idle connections to it"),
 		c.stateCommand("enable", control.BackendEnabled, "Send requests to a backend again"),
 		c.weightCommand(),
 		c.leaf("stats", "Show requests, rates and latencies of routes and backends", c.stats),
@@ -104,7 +106,22 @@ func (c *command) root() *cobra.Command {
 		c.leaf("version", "Show the versions of cupctl and of the running cloud-cup", c.version),
 		completionCommand(root),
 	)
+	grouped(root)
 	return root
+}
+
+// grouped sets the commands that change something apart, in the help.
+func grouped(root *cobra.Command) {
+	const show, change = "show", "change"
+	root.AddGroup(&cobra.Group{ID: show, Title: "To see:"}, &cobra.Group{ID: change, Title: "To change:"})
+	root.SetHelpCommandGroupID(show)
+	changing := []string{"reload", "apply", "drain", "disable", "enable", "weight", "stop", "upgrade"}
+	for _, cmd := range root.Commands() {
+		cmd.GroupID = show
+		if slices.Contains(changing, cmd.Name()) {
+			cmd.GroupID = change
+		}
+	}
 }
 
 // leaf is a command without arguments.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/cloud-cup/cloud-cup/message"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 )
@@ -264,6 +265,21 @@ func TestOutputWithoutTerminal(t *testing.T) {
 	code, table, errs := cupctl("routes", "--socket", socket)
 	require.Zero(t, code, errs)
 	require.Contains(t, table, "\nexample.com/a/long/path/that/goes/on/*  round-robin  127.0.0.1:8081\n")
+}
+
+// docs/control.md has every command.
+func TestCommandsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "control.md"))
+	require.NoError(t, err)
+	var look func(cmd *cobra.Command)
+	look = func(cmd *cobra.Command) {
+		for _, below := range cmd.Commands() {
+			require.Regexp(t, "`"+below.CommandPath()+"[ `]", string(text), "docs/control.md does not have this command: add it")
+			require.NotEmpty(t, below.Short)
+			look(below)
+		}
+	}
+	look(new(command).root())
 }
 
 // explain lists the whole table, which grows.
