@@ -128,7 +128,8 @@ type world struct {
 	engine   *looptest.FaultyEngine
 	proxy    *proxy.Proxy
 	pool     *loop.Pool
-	counters *shm.Counters
+	page     *shm.Page
+	counters *shm.Counters       // of page
 	address  *unix.SockaddrInet4 // of the proxy
 	listener int                 // of the backend
 	idle     loop.Stats
@@ -143,7 +144,7 @@ func newWorld(engine string) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{counters: &page.Counters}
+	w := &world{page: page, counters: &page.Counters}
 	s := snapshot(nil)
 	w.pool = loop.NewPool(s.Limits.Memory)
 	w.pool.Poison = true
@@ -596,6 +597,9 @@ func (p *play) left() error {
 	case s.InFlight != p.idle.InFlight || s.Attached != p.idle.Attached:
 		return fmt.Errorf("left: %d operations in flight and %d descriptors, idle: %d and %d",
 			s.InFlight, s.Attached, p.idle.InFlight, p.idle.Attached)
+	case p.page.Routes[0].InFlight != 0 || p.page.Backends[0].InFlight != 0 || p.counters.Snapshots != 1:
+		return fmt.Errorf("left: %d exchanges of the route, %d of the backend, %d snapshots",
+			p.page.Routes[0].InFlight, p.page.Backends[0].InFlight, p.counters.Snapshots)
 	case p.counters.Quarantined != 0:
 		return fmt.Errorf("quarantined: %d", p.counters.Quarantined)
 	}

@@ -168,6 +168,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 	before := p.snap
 	p.snap, p.snaps = s, append(p.snaps, s)
 	p.release(before)
+	p.publishSnapshots()
 	p.pool.Reserve = s.Limits.Memory / reserveShare
 	p.pool.SetLimit(s.Limits.Memory)
 	p.counters.Generation = s.Generation
@@ -182,13 +183,17 @@ func (p *Proxy) Apply(s *Snapshot) {
 }
 
 // release lets go of s if it is no longer in force and no exchange goes by it
-// any more. What is held is published.
+// any more.
 func (p *Proxy) release(s *Snapshot) {
-	if s == p.snap || s != nil && s.exchanges > 0 {
+	if s == p.snap || s == nil || s.exchanges > 0 {
 		return
 	}
 	p.releaseLogs(s)
 	p.snaps = slices.DeleteFunc(p.snaps, func(held *Snapshot) bool { return held == s })
+	p.publishSnapshots()
+}
+
+func (p *Proxy) publishSnapshots() {
 	p.counters.Snapshots = uint64(len(p.snaps))
 	p.counters.OldestGeneration = p.snaps[0].Generation
 }

@@ -255,6 +255,7 @@ func TestOldSnapshotsAreFreed(t *testing.T) {
 		<-begun
 		for g := range uint64(20) {
 			apply(3 + g)
+			require.Equal(t, [2]uint64{2, 2}, held())
 		}
 		require.Equal(t, [2]uint64{2, 2}, held(), "the one of the exchange, and the one in force")
 		isFreed := func(want int32) {

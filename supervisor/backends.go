@@ -122,8 +122,14 @@ func (r *registry) bury(page *shm.Page) {
 	r.shared.Load.Clients.Add(-int64(page.Counters.Connections))
 	for i := range r.rows {
 		r.rows[i].base.Add(&page.Backends[i].BackendTotals)
-		if n := page.Backends[i].Counted; n != 0 {
-			r.shared.Rows[i].Return(int32(n))
+		row, gauges := &r.shared.Rows[i], &page.Backends[i].BackendGauges
+		if gauges.Counted != 0 {
+			row.Return(int32(gauges.Counted))
+		}
+		if gauges.InFlight != 0 {
+			// The trial may have been its, and would keep others from trying
+			// until its lease ends. If it was not, there are two for once.
+			row.Trial.Store(0)
 		}
 	}
 	for i := range r.routes {

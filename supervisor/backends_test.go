@@ -140,6 +140,7 @@ func TestSumsNeverShrink(t *testing.T) {
 		page.Backends[row].Requests[2] = 10
 		page.Backends[row].InFlight = 2
 		page.Backends[row].Counted = 2
+		r.shared.Rows[row].Trial.Store(1 << 60)
 		page.Routes[route].Requests[2] = 20
 		page.Routes[route].InFlight = 3
 		r.shared.Rows[row].InFlight.Add(2)
@@ -162,6 +163,7 @@ func TestSumsNeverShrink(t *testing.T) {
 	require.NoError(t, one.Close())
 	check(20, 2, 40, 3)
 	require.EqualValues(t, 2, r.shared.Rows[row].InFlight.Load(), "the dead worker's exchanges are given back")
+	require.Zero(t, r.shared.Rows[row].Trial.Load(), "and its trial")
 	two.Backends[row].Requests[2]++
 	check(21, 2, 40, 3)
 
@@ -249,6 +251,22 @@ func TestTooManyRoutesAndBackends(t *testing.T) {
 	g = r.parse(map[string]string{"*": `{"host": "many.test:80"}`}, map[string][]string{"many.test:80": many})
 	require.ErrorContains(t, r.assign(g), "more than 65536 backends")
 	require.Len(t, r.rowOf, 1, "what was refused is free again")
+}
+
+func TestTooManyBackendsInTheFile(t *testing.T) {
+	var routes strings.Builder
+	for i := range shm.BackendRowsMax {
+		fmt.Fprintf(&routes, `"/%d": {"backends": [{"host": "10.0.%d.%d:80"}]}, `, i, i>>8, i&255)
+	}
+	text := func(max int) []byte {
+		return fmt.Appendf(nil, `{"root": ":80", "routes": {%s "*": {"backends": [{"host": "10.0.0.1:80", "max_failure": %d}]}}}`,
+			routes.String(), max)
+	}
+	_, err := parse("cup.json", text(5), "/", sourceFile)
+	require.NoError(t, err)
+	_, err = parse("cup.json", text(4), "/", sourceFile)
+	require.ErrorContains(t, err, "cup.json:1:1: there are 65537 backends, at most 65536 are possible")
+	require.Equal(t, exitInvalid, ExitCode(err))
 }
 
 func TestSetBackendState(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 )
 
@@ -56,7 +57,27 @@ func parse(name string, text []byte, dir, source string) (*generation, error) {
 	if err := cfg.Servable(); err != nil {
 		return nil, err
 	}
+	if err := checkBackends(name, cfg); err != nil {
+		return nil, err
+	}
 	return &generation{name: name, dir: dir, text: text, cfg: cfg, source: source, loaded: time.Now()}, nil
+}
+
+// checkBackends refuses a configuration with more backends than there are rows,
+// each name counted as one address.
+func checkBackends(name string, cfg *config.Config) error {
+	keys := map[string]struct{}{}
+	for i := range cfg.Routes {
+		for j := range cfg.Routes[i].Backends {
+			b := &cfg.Routes[i].Backends[j]
+			keys[control.BackendKey(b.Host, b)] = struct{}{}
+		}
+	}
+	if len(keys) <= shm.BackendRowsMax {
+		return nil
+	}
+	return config.Errors{{File: name, Line: 1, Col: 1, Msg: fmt.Sprintf(
+		"there are %d backends, at most %d are possible", len(keys), shm.BackendRowsMax)}}
 }
 
 // load reads the configuration file at path and validates it.

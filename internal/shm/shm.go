@@ -24,7 +24,7 @@ import (
 
 // layoutVersion changes with every change of Page or Backends that keeps their
 // size.
-const layoutVersion = 3
+const layoutVersion = 4
 
 // What a memory file begins with.
 const (
