@@ -90,7 +90,7 @@ func TestUnixSockets(t *testing.T) {
 			l.more(100)
 		}
 		require.Empty(t, l.errors())
-		for range pick(20, 3) {
+		for range pick(7, 3) {
 			require.NoError(t, syscall.Kill(c.workers()[1], syscall.SIGKILL))
 			l.more(100)
 			eventually(t, "a new worker", func() bool { return c.status().Workers[1].PID != 0 })

@@ -32,8 +32,13 @@ type listener struct {
 
 	leaving leaving
 	took    bool   // an accept succeeded since the last look: there may be more
+	taken   int    // accepts that succeeded since it began to leave
 	left    func() // called once our descriptor is closed; may be nil
 }
+
+// queueMax is more than an accept queue holds, so that new connections cannot
+// keep a listener that leaves: who came before is served by then.
+const queueMax = 8 << 10
 
 // leaving is how far a listener is on its way out.
 type leaving uint8
@@ -177,6 +182,7 @@ func (p *Proxy) acceptDone(op *loop.Op) {
 	case 0:
 		l := p.listeners[op.User.Index]
 		l.took = true
+		l.taken++
 		p.accepted(l, op)
 		if l.shared && p.tooMany() {
 			p.sharedPaused = true
@@ -225,7 +231,7 @@ func (p *Proxy) tooMany() bool {
 // succeeded: connections that were established before are served.
 func (l *listener) leaveWhenEmpty() {
 	if l.leaving == leavingNot {
-		l.leaving, l.took = leavingEmpty, true
+		l.leaving, l.took, l.taken = leavingEmpty, true, 0
 	}
 }
 
@@ -256,7 +262,7 @@ func (p *Proxy) leave(l *listener) (hurry bool) {
 		return false
 	}
 	if l.leaving == leavingEmpty {
-		if l.took && p.mayAccept(0) {
+		if l.took && l.taken < queueMax && p.mayAccept(0) {
 			l.took = false // there may be more: one more turn
 			return true
 		}

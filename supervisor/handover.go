@@ -162,10 +162,12 @@ func (m *Master) dismiss(in *incarnation, err error) {
 }
 
 // renew has all workers look for connections whose arrival woke a worker that
-// let go of the listener, or died. What a worker answers does not matter: one
-// that fails is replaced.
+// let go of the listener, or died. Nobody waits for their answers, which say
+// nothing.
 func (m *Master) renew() {
-	askAll(m.running(), control.Message{Type: control.TypeRenew}, -1)
+	for _, in := range m.running() {
+		_, _ = in.ask(control.Message{Type: control.TypeRenew}, -1)
+	}
 }
 
 // reassign is handOver for those who do not hold m.turn. lost says that a

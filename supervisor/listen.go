@@ -22,9 +22,9 @@ const orphanWait = time.Second
 // workers. ":port" is all addresses of both families (IPv4's alone where there
 // is no IPv6); an IPv6 address is IPv6 only, so that "0.0.0.0:80" and
 // "[::]:80" can stand beside each other.
-func (set *socketSet) bindGroup(root string, slots int) (*group, error) {
+func (c *socketChange) bindGroup(root string, slots int) (*group, error) {
 	if strings.HasPrefix(root, "unix:") {
-		return set.bindUnix(root)
+		return c.set.bindUnix(root)
 	}
 	dual := strings.HasPrefix(root, ":")
 	text := root
@@ -40,13 +40,12 @@ func (set *socketSet) bindGroup(root string, slots int) (*group, error) {
 		if g.lockFD, err = lockAddress(addr.String()); err != nil {
 			return nil, err
 		}
-		// A reload may replace an address by one that overlaps it.
-		if !set.hasPort(addr.Port()) {
+		if !c.overlaps(addr) {
 			err = awaitFree(&addr, dual)
 		}
 	}
 	if err == nil {
-		err = set.bindAll(g, addr, dual, slots)
+		err = c.set.bindAll(g, addr, dual, slots)
 	}
 	if err != nil {
 		return nil, errors.Join(err, g.close())
@@ -80,11 +79,14 @@ func (set *socketSet) bindAll(g *group, addr netip.AddrPort, dual bool, slots in
 	return nil
 }
 
-// hasPort reports whether one of the set's addresses has the port.
-func (set *socketSet) hasPort(port uint16) bool {
-	return slices.ContainsFunc(set.groups, func(g *group) bool {
-		addr, err := netip.ParseAddrPort(g.address)
-		return err == nil && addr.Port() == port
+// overlaps reports whether an address of ours, also one that the change
+// removes, takes in addr or is taken in by it: then addr is not free, and yet
+// may be bound.
+func (c *socketChange) overlaps(addr netip.AddrPort) bool {
+	return slices.ContainsFunc(slices.Concat(c.set.groups, c.groups), func(g *group) bool {
+		other, err := netip.ParseAddrPort(g.address)
+		return err == nil && other.Port() == addr.Port() &&
+			(other.Addr().IsUnspecified() || addr.Addr().IsUnspecified())
 	})
 }
 

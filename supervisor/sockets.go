@@ -124,7 +124,7 @@ func (set *socketSet) check(roots []string, slots int) error {
 func (c *socketChange) prepareGroup(root string, slots int) error {
 	i := slices.IndexFunc(c.set.groups, func(g *group) bool { return g.root == root })
 	if i < 0 {
-		g, err := c.set.bindGroup(root, slots)
+		g, err := c.bindGroup(root, slots)
 		if err == nil {
 			c.groups, c.fresh = append(c.groups, g), append(c.fresh, g)
 		}

@@ -207,6 +207,11 @@ func TestListenFamilies(t *testing.T) {
 	}
 	require.NoError(t, all.close())
 
+	var both socketSet
+	change, err := both.prepare([]string{":" + port, "127.0.0.1:" + port}, 2)
+	require.NoError(t, err, "addresses of ours may overlap")
+	require.NoError(t, change.abort())
+
 	six, err := listenOn("[::1]:0", 1)
 	require.NoError(t, err)
 	require.NoError(t, six.close())
