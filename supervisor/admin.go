@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,7 +28,15 @@ type adminServer struct {
 	group    int // whose members are served, or noGroup
 	listener *net.UnixListener
 	http     http.Server
+
+	mu      sync.Mutex
+	strange map[net.Conn]struct{} // connections of those who are not served
 }
+
+// strangersMax bounds the connections of those who are not served; further
+// ones are closed at once. Were the socket's mode opened to them, they could
+// use up the master's descriptors otherwise.
+const strangersMax = 16
 
 // noGroup is the group of an admin socket that only its user may use.
 const noGroup = -1
@@ -67,7 +76,7 @@ func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
-	a := &adminServer{path: path, listener: listener, group: group}
+	a := &adminServer{path: path, group: group, listener: listener, strange: map[net.Conn]struct{}{}}
 	a.http = http.Server{
 		Handler:           a.onlyForPeers(m.log, m.adminHandler()),
 		ReadHeaderTimeout: adminHeadTimeout,
@@ -76,6 +85,7 @@ func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
 		IdleTimeout:       adminIdleTimeout,
 		MaxHeaderBytes:    64 << 10,
 		ConnContext:       rememberPeer,
+		ConnState:         a.boundStrangers,
 		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 	}
 	return a, nil
@@ -210,13 +220,35 @@ type peer struct {
 
 // rememberPeer notes who is at the other end.
 func rememberPeer(ctx context.Context, conn net.Conn) context.Context {
-	who := peer{uid: -1}
+	return context.WithValue(ctx, peerKey{}, peerAt(conn))
+}
+
+// peerAt is who is at the other end of conn.
+func peerAt(conn net.Conn) peer {
 	if c, ok := conn.(*net.UnixConn); ok {
 		if _, uid, groups, err := peerOf(c); err == nil {
-			who = peer{uid, groups}
+			return peer{uid, groups}
 		}
 	}
-	return context.WithValue(ctx, peerKey{}, who)
+	return peer{uid: -1}
+}
+
+// boundStrangers keeps strangersMax.
+func (a *adminServer) boundStrangers(conn net.Conn, state http.ConnState) {
+	if state == http.StateNew && a.mayControl(peerAt(conn)) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		a.strange[conn] = struct{}{}
+		if len(a.strange) > strangersMax {
+			_ = conn.Close() // its end is seen by who serves it
+		}
+	case http.StateClosed:
+		delete(a.strange, conn)
+	}
 }
 
 // peerFrom is what rememberPeer noted.

@@ -71,6 +71,26 @@ func TestAdminServesOnlyItsUserAndGroup(t *testing.T) {
 	}
 }
 
+// Strangers cannot have more than a few connections.
+func TestStrangersAreBounded(t *testing.T) {
+	a := &adminServer{group: noGroup, strange: map[net.Conn]struct{}{}}
+	var conns []net.Conn
+	for range strangersMax + 3 {
+		conn, other := net.Pipe() // of which the kernel does not tell whose it is
+		defer other.Close()
+		defer conn.Close()
+		a.boundStrangers(conn, http.StateNew)
+		a.boundStrangers(conn, http.StateActive)
+		conns = append(conns, conn)
+	}
+	for i, conn := range conns {
+		err := conn.SetDeadline(time.Now())
+		require.Equal(t, i >= strangersMax, err != nil, "connection %d", i)
+		a.boundStrangers(conn, http.StateClosed)
+	}
+	require.Empty(t, a.strange)
+}
+
 // Who connects is told by the kernel, with all groups.
 func TestPeerOfASocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "admin.sock")
