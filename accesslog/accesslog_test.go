@@ -208,7 +208,7 @@ func TestAppendAllocatesNothing(t *testing.T) {
 				t.Fatal("no room")
 			}
 			if b.HandOver() {
-				b.Done(<-b.Full(), BufferBytes)
+				b.Done(<-b.Full(), pieceBytes)
 			}
 		}))
 	}

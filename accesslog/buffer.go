@@ -6,17 +6,24 @@ import (
 	"time"
 )
 
-// BufferBytes is the size of each of the two buffers that a log has: one that
-// the loop fills, one that is being written.
-const BufferBytes = 64 << 10
+// What the lines of a log may take. There are two pieces at first, one that the
+// loop fills and one that is being written, and more while the writer does not
+// keep up: at full load a piece is full in a few milliseconds, and a busy
+// machine may let the writer wait for longer.
+const (
+	pieceBytes = 64 << 10
+	piecesMax  = 32
+	// BufferBytes bounds the lines that one Buffer holds.
+	BufferBytes = piecesMax * pieceBytes
+)
 
 // Buffer carries the lines of one log from the loop, which may never wait, to
-// the goroutine that writes them. If that is busy with one buffer while the
-// other is full, lines are dropped.
+// the goroutine that writes them. When all pieces are full, lines are dropped.
 type Buffer struct {
 	filling []byte // the loop's
+	pieces  int    // made so far; the loop's
 	closed  bool   // the loop's
-	// A sender of either never waits: both have room for both buffers.
+	// A sender of either never waits: both have room for all pieces.
 	full chan []byte
 	free chan []byte
 	lost atomic.Uint64
@@ -24,13 +31,15 @@ type Buffer struct {
 
 // NewBuffer returns an empty Buffer.
 func NewBuffer() *Buffer {
-	b := &Buffer{
-		filling: make([]byte, 0, BufferBytes),
-		full:    make(chan []byte, 2),
-		free:    make(chan []byte, 2),
-	}
-	b.free <- make([]byte, 0, BufferBytes)
+	b := &Buffer{full: make(chan []byte, piecesMax), free: make(chan []byte, piecesMax)}
+	b.filling = b.piece()
+	b.free <- b.piece()
 	return b
+}
+
+func (b *Buffer) piece() []byte {
+	b.pieces++
+	return make([]byte, 0, pieceBytes)
 }
 
 // Append adds r's line, or reports that there is no room for it. On the loop.
@@ -43,19 +52,23 @@ func (b *Buffer) Append(w *Writer, f Format, r *Record) bool {
 }
 
 // HandOver gives the lines that there are to the writing goroutine. It reports
-// whether none is left here: that goroutine may be busy. On the loop.
+// whether none is left here: that goroutine may have all pieces. On the loop.
 func (b *Buffer) HandOver() bool {
 	if len(b.filling) == 0 {
 		return true
 	}
+	var next []byte
 	select {
-	case next := <-b.free:
-		b.full <- b.filling
-		b.filling = next
-		return true
+	case next = <-b.free:
 	default:
-		return false
+		if b.pieces == piecesMax {
+			return false
+		}
+		next = b.piece()
 	}
+	b.full <- b.filling
+	b.filling = next
+	return true
 }
 
 // Close hands the last lines over, for which it waits no longer than patience,
@@ -82,7 +95,7 @@ func (b *Buffer) Close(patience time.Duration) {
 // Full is where the writing goroutine gets lines from. It is closed by Close.
 func (b *Buffer) Full() <-chan []byte { return b.full }
 
-// Done gives a buffer from Full back; of its bytes, the first n were written.
+// Done gives a piece from Full back; of its bytes, the first n were written.
 // On the writing goroutine.
 func (b *Buffer) Done(lines []byte, n int) {
 	if n < len(lines) {
@@ -93,7 +106,7 @@ func (b *Buffer) Done(lines []byte, n int) {
 
 // Idle reports whether the writing goroutine has no lines: no more can be lost
 // of what was handed over. On the loop.
-func (b *Buffer) Idle() bool { return len(b.filling) == 0 && len(b.free) == 1 }
+func (b *Buffer) Idle() bool { return len(b.filling) == 0 && len(b.free) == b.pieces-1 }
 
 // Lost returns how many lines could not be written since it was last called.
 func (b *Buffer) Lost() uint64 {

@@ -317,7 +317,7 @@ func TestAccessLogOfKilledWorkers(t *testing.T) {
 		c.stopped = true
 		const shortest = 120 // bytes of a line here
 		lost := int(l.done.Load()) - len(targetsIn(t, file))
-		require.LessOrEqual(t, lost, kills*2*(64<<10)/shortest)
+		require.LessOrEqual(t, lost, kills*(2<<20)/shortest)
 	})
 }
 
