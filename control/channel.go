@@ -31,6 +31,10 @@ const (
 	FDBackends = 5 // shm.Backends, which all processes share
 )
 
+// StopGrace is the Grace of a drain that is in a hurry: a request that is on
+// its way to an idle connection then gets its answer.
+const StopGrace = time.Second
+
 // Type says what a Message asks for or tells.
 type Type string
 
@@ -56,7 +60,8 @@ const (
 	TypeBackends Type = "backends"
 	// TypeBeat asks for a sign of life, which the loop itself gives.
 	TypeBeat Type = "beat"
-	// TypeDrain asks to stop accepting and to end within Deadline.
+	// TypeDrain asks to stop accepting and to end within Deadline. Connections
+	// without a request are closed after Grace.
 	TypeDrain Type = "drain"
 
 	// TypeListen hands over the listening socket that comes with it; the
@@ -87,6 +92,7 @@ type Message struct {
 	Type       Type          `json:"type"`
 	Generation uint64        `json:"generation,omitempty"` // prepare, commit, abort
 	Deadline   time.Duration `json:"deadline,omitempty"`   // drain
+	Grace      time.Duration `json:"grace,omitempty"`      // drain
 	Start      *Start        `json:"start,omitempty"`
 	Listener   *Listener     `json:"listener,omitempty"` // listen, unlisten
 	Log        string        `json:"log,omitempty"`      // log: the path as configured

@@ -178,6 +178,14 @@ func (c *Client) Apply(name string, text []byte, how Way) (*Applied, error) {
 	return a, c.do(http.MethodPost, "/v1/config?"+query.Encode(), text, a)
 }
 
+// Upgrade makes the master start its program's file anew and hand over to it.
+// When it returns without error, the new one serves; with an error, the old one
+// goes on as before.
+func (c *Client) Upgrade() (*Upgraded, error) {
+	u := new(Upgraded)
+	return u, c.do(http.MethodPost, "/v1/upgrade", nil, u)
+}
+
 // Stop makes the master stop as a signal does, or, with now, as two do. It
 // returns before the end.
 func (c *Client) Stop(now bool) (*Stopping, error) {

@@ -113,6 +113,16 @@ type Stopping struct {
 	Now           bool    `json:"now"`                    // nothing is waited for
 }
 
+// Upgraded is the answer to POST /v1/upgrade. It comes from the old master: the
+// new one answers what is asked from now on.
+type Upgraded struct {
+	PID           int     `json:"pid"`
+	Before        int     `json:"pid_before"` // which drains now
+	Version       string  `json:"version"`
+	VersionBefore string  `json:"version_before"`
+	Seconds       float64 `json:"seconds"` // until the new workers served
+}
+
 // VersionInfo is the answer to GET /v1/version.
 type VersionInfo struct {
 	Version string `json:"version"`

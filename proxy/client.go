@@ -56,10 +56,6 @@ const (
 	lingerTime  = int64(2e9)
 )
 
-// drainGrace is how long an idle connection stays open when a drain begins: a
-// request that is on its way then gets its answer, with Connection: close.
-const drainGrace = int64(1e9)
-
 // become moves c to another state. A move that the table does not list is a
 // mistake of ours: it ends this connection and no other.
 func (c *client) become(next clientState) {
@@ -282,7 +278,7 @@ func (c *client) waitsFor() (wait, int64) {
 	switch c.state {
 	case clientIdle:
 		if c.p.draining {
-			return waitDrain, min(drainGrace, int64(t.ClientIdle))
+			return waitDrain, min(c.p.drainGrace, int64(t.ClientIdle))
 		}
 		return waitIdle, int64(t.ClientIdle)
 	case clientHead:

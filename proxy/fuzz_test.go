@@ -214,7 +214,7 @@ func noDelay(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, uni
 
 func (w *world) close() {
 	w.engine.Rates = looptest.Rates{}
-	w.proxy.Drain(0)
+	w.proxy.Drain(0, 0)
 	_, _ = w.proxy.Run() // what could go wrong was checked after each input
 	w.engine.Close()
 	unix.Close(w.listener)

@@ -72,6 +72,7 @@ type Proxy struct {
 
 	draining    bool
 	cutAt       int64 // the drain's deadline
+	drainGrace  int64
 	tick        loop.Timer
 	ticking     bool
 	ticked      uint64 // engine results at the last tick
@@ -210,9 +211,10 @@ func (p *Proxy) CloseDisabled() {
 }
 
 // Drain stops accepting, once what waits in the accept queue is taken, ends
-// idle connections, lets exchanges finish, and cuts what is left at the
-// deadline. Run returns when all is done. On the loop's thread.
-func (p *Proxy) Drain(deadline time.Duration) {
+// connections that have been idle for grace since then, lets exchanges finish,
+// and cuts what is left at the deadline. Run returns when all is done. On the
+// loop's thread.
+func (p *Proxy) Drain(deadline, grace time.Duration) {
 	if p.draining {
 		return
 	}
@@ -222,7 +224,7 @@ func (p *Proxy) Drain(deadline time.Duration) {
 			l.leaveWhenEmpty()
 		}
 	}
-	p.cutAt = p.now + int64(deadline)
+	p.cutAt, p.drainGrace = p.now+int64(deadline), int64(grace)
 	p.wheel.Schedule(&loop.Timer{Tag: timerCut}, p.cutAt)
 	for _, c := range p.conns {
 		c.mark()

@@ -190,7 +190,7 @@ func (r *rig) counted() (c shm.Counters) {
 
 func (r *rig) stop() {
 	http.DefaultClient.CloseIdleConnections()
-	r.proxy.Post(func() { r.proxy.Drain(2 * time.Second) })
+	r.proxy.Post(func() { r.proxy.Drain(2*time.Second, time.Second) })
 	select {
 	case <-r.done:
 	case <-time.After(10 * time.Second):

@@ -76,7 +76,7 @@ func TestTunnelSurvivesApplyAndIsCutByDrain(t *testing.T) {
 		_, err = io.ReadFull(in, b)
 		require.NoError(t, err)
 		require.Equal(t, "hello!", string(b))
-		r.onLoop(func() { r.proxy.Drain(50 * time.Millisecond) })
+		r.onLoop(func() { r.proxy.Drain(50*time.Millisecond, time.Second) })
 		_, err = io.ReadAll(in)
 		require.NoError(t, err)
 		<-r.done

@@ -394,7 +394,7 @@ func TestDrain(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "done", readAll(t, res))
 		}
-		r.onLoop(func() { r.proxy.Drain(patience) })
+		r.onLoop(func() { r.proxy.Drain(patience, time.Second) })
 		// A request that is on its way is answered, and the connection then ends.
 		_, err = io.WriteString(second, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		require.NoError(t, err)
@@ -429,7 +429,7 @@ func TestDrainDeadline(t *testing.T) {
 		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		require.NoError(t, err)
 		<-begun
-		r.proxy.Post(func() { r.proxy.Drain(50 * time.Millisecond) })
+		r.proxy.Post(func() { r.proxy.Drain(50*time.Millisecond, time.Second) })
 		<-r.done
 		require.Equal(t, 1, r.cut)
 	})

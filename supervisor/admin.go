@@ -49,6 +49,7 @@ const (
 	adminReadTimeout   = 30 * time.Second
 	adminAnswerTimeout = 3 * time.Minute
 	adminIdleTimeout   = time.Minute
+	adminEndTimeout    = time.Second // after all else has ended
 )
 
 // listenAdmin makes the admin socket that flags and configuration ask for.
@@ -68,7 +69,10 @@ func (m *Master) listenAdmin(g *generation) (*adminServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin.group: %w", err)
 	}
-	listener, err := listenSocket(path, group)
+	listener, err := m.before.adoptAdmin(path, group)
+	if listener == nil && err == nil {
+		listener, err = listenSocket(path, group)
+	}
 	if err != nil && m.options.AdminOptional {
 		m.log.Warn("no admin socket", "err", err)
 		return nil, nil
@@ -191,6 +195,17 @@ func (a *adminServer) name() string {
 		return AdminOff
 	}
 	return a.path
+}
+
+// finish takes no more questions, and lets answers under way end for a moment.
+func (a *adminServer) finish() {
+	if a == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), adminEndTimeout)
+	defer cancel()
+	// Who is still not answered then is cut by close.
+	_ = a.http.Shutdown(ctx)
 }
 
 // close removes the socket and ends its connections.

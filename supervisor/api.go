@@ -71,6 +71,7 @@ func (m *Master) endpoints() []endpoint {
 		{http.MethodGet, "/v1/config", nil, m.serveConfig},
 		{http.MethodPost, "/v1/config", []string{"name", "dry_run", "save"}, m.serveApply},
 		{http.MethodPost, "/v1/reload", nil, m.serveReload},
+		{http.MethodPost, "/v1/upgrade", nil, m.serveUpgrade},
 		{http.MethodPost, "/v1/stop", []string{"now"}, m.serveStop},
 	}
 }
@@ -84,7 +85,13 @@ func (m *Master) adminHandler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	for path, list := range paths {
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { dispatch(w, r, list) })
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				m.answering.Add(1)
+				defer m.answering.Add(-1)
+			}
+			dispatch(w, r, list)
+		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, &apiError{http.StatusNotFound, fmt.Sprintf("there is no %s; there are %s",
@@ -240,6 +247,19 @@ func wayOf(r *http.Request) (ways, error) {
 		return applySave, nil
 	}
 	return applyNow, nil
+}
+
+// serveUpgrade answers when the new master serves, or when there is none.
+func (m *Master) serveUpgrade(w http.ResponseWriter, r *http.Request) {
+	uid := peerFrom(r.Context()).uid
+	m.log.Info("admin socket", "does", "upgrade", "uid", uid, "program", m.program)
+	upgraded, err := m.Upgrade()
+	if err != nil {
+		m.log.Warn("admin socket", "refused", "upgrade", "uid", uid, "err", err)
+		refuse(w, err)
+		return
+	}
+	answer(w, http.StatusOK, upgraded)
 }
 
 // serveStop does what signals do, once the answer is on its way.

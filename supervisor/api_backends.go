@@ -92,7 +92,7 @@ func (m *Master) serveBackend(w http.ResponseWriter, r *http.Request) {
 		err = checkChange(&change)
 	}
 	if err == nil {
-		changed, err = m.changeBackend(host, &change)
+		changed, err = m.orderBackend(host, &change)
 	}
 	uid := peerFrom(r.Context()).uid
 	if err != nil {
@@ -127,6 +127,17 @@ func checkChange(c *control.BackendChange) error {
 		return badRequest("weight %d: want 0 to %d", *c.Weight, config.WeightMax)
 	}
 	return nil
+}
+
+// orderBackend is changeBackend in turn with what else changes the state of
+// things.
+func (m *Master) orderBackend(host string, c *control.BackendChange) (*control.BackendChanged, error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.retired.Load() {
+		return nil, errRetired
+	}
+	return m.changeBackend(host, c)
 }
 
 // changeBackend makes a change that checkChange took. Workers see it at once.

@@ -41,7 +41,7 @@ func (m *Master) measureMaster(s *metrics.Snapshot) {
 	s.Master.Started = unixSeconds(m.started)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.Draining = m.leaving.Load()
+	s.Draining = isClosed(m.leaving)
 	s.Generation = m.served
 	s.ConfigLoaded = unixSeconds(m.current.loaded)
 	s.ReloadsOK, s.ReloadsFailed = m.reloadsOK, m.reloadsFailed

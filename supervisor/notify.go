@@ -109,13 +109,13 @@ func (m *Master) serving() string {
 // notifyReload tells the service manager that a reload begins. The function
 // that it returns tells it how the reload ended.
 func (m *Master) notifyReload() (ended func(error)) {
-	if m.leaving.Load() {
-		return func(error) {} // the service manager knows that we stop
+	if isClosed(m.leaving) || m.retired.Load() {
+		return func(error) {} // the service manager knows that we end
 	}
 	m.notify.send("RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", sys.Monotonic()/1000), "STATUS=reloading")
 	return func(err error) {
 		switch {
-		case m.leaving.Load():
+		case isClosed(m.leaving):
 		case err != nil: // which is no reason not to go on as before
 			m.notify.send("READY=1", statusText(m.serving()+"; last reload refused: "+err.Error()))
 		default:

@@ -32,7 +32,10 @@ func (m *Master) Reload() (applied *control.Applied, err error) {
 	defer m.applying.Unlock()
 	ended := m.notifyReload()
 	defer func() { m.countReload(err); ended(err) }()
-	if m.options.Path == "" {
+	switch {
+	case m.retired.Load():
+		return nil, errRetired
+	case m.options.Path == "":
 		return nil, errNoFile
 	}
 	next, err := load(m.options.Path)
@@ -60,6 +63,9 @@ func (m *Master) ApplyText(name string, text []byte, how ways) (applied *control
 		ended := m.notifyReload()
 		defer func() { m.countReload(err); ended(err) }()
 	}
+	if m.retired.Load() {
+		return nil, errRetired
+	}
 	source := sourceMemory
 	if how == applySave {
 		source = sourceFile
@@ -76,6 +82,9 @@ func (m *Master) ApplyText(name string, text []byte, how ways) (applied *control
 func (m *Master) refreshAddresses() bool {
 	m.applying.Lock()
 	defer m.applying.Unlock()
+	if m.retired.Load() {
+		return true
+	}
 	g := m.generation()
 	next := *g
 	next.resolve(m.lookup, g)

@@ -128,8 +128,11 @@ func (m *Master) bindMetrics(address string, beside bool) (*metricsServer, error
 	case '[':
 		network = "tcp6"
 	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return setReusePort(raw, beside) }}
-	listener, err := config.Listen(context.Background(), network, address)
+	listener, err := m.before.adoptMetrics(address)
+	if listener == nil && err == nil {
+		config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return setReusePort(raw, beside) }}
+		listener, err = config.Listen(context.Background(), network, address)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("admin.metrics: %w", err)
 	}

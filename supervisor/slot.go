@@ -30,6 +30,11 @@ const (
 	backoffMax   = 5 * time.Second
 )
 
+// leisureGrace is how long an idle connection stays open in a worker that ends
+// while others serve: nobody waits for that end, and the longer it is, the fewer
+// requests meet a connection that is just being closed.
+const leisureGrace = 10 * time.Second
+
 // backoff is how long a slot waits after the given number of early deaths.
 func backoff(deaths int) time.Duration {
 	if deaths <= freeDeaths {
@@ -270,7 +275,7 @@ func (m *Master) sendAway(s *slot, in *incarnation) {
 	m.slotsEnded.Add(1)
 	go func() {
 		defer m.slotsEnded.Done()
-		m.drain(in, deadline)
+		m.drain(in, deadline, min(leisureGrace, deadline/2))
 		select {
 		case <-in.over:
 		case <-time.After(deadline + drainGrace):
@@ -297,7 +302,7 @@ func (m *Master) bury(s *slot, in *incarnation, reason string) {
 	} else {
 		s.leaving = slices.DeleteFunc(s.leaving, func(other *incarnation) bool { return other == in })
 	}
-	if m.isStopping() {
+	if m.isStopping() || m.retired.Load() {
 		if words != nil {
 			m.cut += words.Cut
 		}

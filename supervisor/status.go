@@ -25,7 +25,7 @@ func (m *Master) Status() *control.Status {
 		PID:        os.Getpid(),
 		Started:    m.started,
 		Uptime:     time.Since(m.started).Seconds(),
-		Draining:   m.leaving.Load(),
+		Draining:   isClosed(m.leaving),
 		Generation: m.served,
 		Config: control.ConfigStatus{
 			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),

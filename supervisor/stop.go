@@ -27,19 +27,27 @@ func (m *Master) obey(signals <-chan os.Signal) error {
 				return m.stop(s, signals)
 			}
 			go m.follow(s) // a signal to stop must not wait for it
+		case h := <-m.heirs:
+			return m.retire(h, signals)
 		}
 	}
 }
 
 // stops reports whether a signal asks for the end.
-func stops(s os.Signal) bool { return s != syscall.SIGHUP && s != syscall.SIGUSR1 }
+func stops(s os.Signal) bool {
+	return s == syscall.SIGTERM || s == syscall.SIGINT || s == syscall.SIGQUIT
+}
 
 // follow does what a signal asks for that does not stop the master.
 func (m *Master) follow(s os.Signal) {
 	what, err := "reload", error(nil)
-	if s == syscall.SIGUSR1 {
+	switch s {
+	case syscall.SIGUSR1:
 		what, err = "access logs", m.ReopenLogs()
-	} else {
+	case syscall.SIGUSR2:
+		what = "upgrade"
+		_, err = m.Upgrade()
+	default:
 		_, err = m.Reload()
 	}
 	if err != nil {
@@ -53,7 +61,7 @@ func (m *Master) follow(s os.Signal) {
 func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	g := m.generation()
 	delay, deadline := g.cfg.Timeouts.DrainDelay, g.cfg.Timeouts.Drain
-	m.leaving.Store(true)
+	close(m.leaving)
 	m.notifyStopping(delay + deadline + 2*drainGrace)
 	m.log.Info("stopping", "signal", why.String(), "delay", delay.String(), "deadline", deadline.String())
 	second := make(chan os.Signal, 1)
@@ -81,6 +89,7 @@ func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 	go func() {
 		m.drainAll(deadline)
 		m.slotsEnded.Wait()
+		m.before.wait() // its workers drain, too
 		close(drained)
 	}()
 	select {
@@ -89,7 +98,7 @@ func (m *Master) stop(why os.Signal, signals <-chan os.Signal) error {
 		return m.stopAtOnce(s)
 	case <-time.After(deadline + drainGrace):
 		m.log.Error("workers did not end in time and are killed")
-		m.abandon()
+		m.endNow()
 	}
 	return errors.Join(m.drainResult(), m.closeListeners())
 }
@@ -108,15 +117,15 @@ func (m *Master) drainAll(deadline time.Duration) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			m.drain(in, deadline)
+			m.drain(in, deadline, control.StopGrace)
 		}()
 	}
 	wg.Wait()
 }
 
 // drain tells a worker to drain; one that does not answer is killed.
-func (m *Master) drain(in *incarnation, deadline time.Duration) {
-	_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline}, -1, deadline+drainGrace)
+func (m *Master) drain(in *incarnation, deadline, grace time.Duration) {
+	_, err := in.call(control.Message{Type: control.TypeDrain, Deadline: deadline, Grace: grace}, -1, deadline+drainGrace)
 	if err != nil && !errors.Is(err, errGone) {
 		m.log.Error("worker does not drain and is killed", "pid", in.pid, "err", err)
 		in.killFor("killed: does not drain")
@@ -152,6 +161,6 @@ func (m *Master) drainResult() error {
 // stopAtOnce kills all workers.
 func (m *Master) stopAtOnce(why os.Signal) error {
 	m.log.Warn("stopping at once", "signal", why.String())
-	m.abandon()
+	m.endNow()
 	return errors.Join(&ExitError{Code: exitCut, Err: errors.New("stopped at once by a second signal")}, m.closeListeners())
 }

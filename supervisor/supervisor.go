@@ -9,6 +9,7 @@ package supervisor
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -113,7 +114,10 @@ type Master struct {
 	scraper *scraper
 	oom     oomCounter
 	notify  *notifier
-	logs    logFiles // guarded by turn
+	logs    logFiles     // guarded by turn
+	admin   *adminServer // nil without one; set by start
+	program string       // what an upgrade executes
+	before  *predecessor // nil if this master did not take over from another
 
 	beatEvery, beatDeadline time.Duration // see watch
 
@@ -135,9 +139,14 @@ type Master struct {
 	lastNumber               uint64 // of generations; guarded by turn
 
 	cut, lost  int           // connections and workers that did not end in order while stopping
-	leaving    atomic.Bool   // a signal to stop came: no longer ready, but for the drain delay all goes on
+	leaving    chan struct{} // closed when a signal to stop came: no longer ready, but for the drain delay all goes on
 	stopping   chan struct{} // closed when the master begins to drain
 	slotsEnded sync.WaitGroup
+
+	upgrading sync.Mutex // held while an upgrade is under way; taken before applying
+	retired   atomic.Bool
+	heirs     chan *heir   // that took over; at most one
+	answering atomic.Int64 // questions on the admin socket that are being answered
 
 	signals chan os.Signal // what obey obeys
 }
@@ -146,30 +155,40 @@ type Master struct {
 // should exit: see ExitCode.
 func Run(o Options) error {
 	m := newMaster(o)
-	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
+	var err error
+	if m.program, err = programPath(); err != nil {
+		return err
+	}
+	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(m.signals)
 	// A reader of the log that goes away must not end the master.
 	signal.Ignore(syscall.SIGPIPE)
 
+	if m.before, err = inherit(&o); err != nil {
+		return err
+	}
 	admin, err := m.start()
 	if err != nil {
 		return err
 	}
 	m.announce(admin)
+	go m.hearPredecessor()
 	background := make(chan struct{})
 	go m.keepResolving(background)
 	go m.keepSampling(background)
 	go m.keepWatching(background)
 	err = m.obey(m.signals)
 	close(background)
+	admin.finish()
 	return errors.Join(err, m.metricsServer().close(), admin.close())
 }
 
 func newMaster(o Options) *Master {
 	m := &Master{
 		options: o, log: o.Log, started: time.Now(), cpus: usableCPUs(), spawner: newSpawner(),
-		lookup: net.DefaultResolver.LookupNetIP, notify: newNotifier(o.Log), stopping: make(chan struct{}),
-		signals: make(chan os.Signal, 8), history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
+		lookup: net.DefaultResolver.LookupNetIP, notify: newNotifier(o.Log), leaving: make(chan struct{}), stopping: make(chan struct{}),
+		heirs: make(chan *heir, 1), signals: make(chan os.Signal, 8),
+		history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
 	}
 	m.scraper = &scraper{make: m.appendMetrics, timeout: scrapeTimeout}
 	return m
@@ -177,56 +196,84 @@ func newMaster(o Options) *Master {
 
 // start brings everything up, or nothing.
 func (m *Master) start() (*adminServer, error) {
+	if err := m.bringUp(); err != nil {
+		err = errors.Join(err, m.metrics.close(), m.admin.close(), m.closeListeners())
+		return nil, m.before.refuse(err)
+	}
+	m.admin.serve()
+	m.metrics.serve()
+	return m.admin, nil
+}
+
+// bringUp does what start does, but for what is left behind after an error, and
+// for answering cupctl.
+func (m *Master) bringUp() error {
 	if files, err := sys.RaiseFileLimit(); err != nil {
 		m.log.Warn("descriptors", "limit", files, "err", err)
 	}
 	g, err := m.firstGeneration()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if m.engine, err = chooseEngine(m.options.Engine, m.options.Probe, m.log); err != nil {
-		return nil, err
+		return err
 	}
 	if m.logs, _, err = m.logs.opened(g.cfg); err != nil {
-		return nil, err
+		return err
 	}
 	m.count = m.workersFor(g)
 	if err := m.listen(g.cfg.Root); err != nil {
-		return nil, errors.Join(err, m.closeListeners())
+		return err
 	}
-	admin, err := m.listenAdmin(g)
-	if err != nil {
-		return nil, errors.Join(err, m.closeListeners())
+	if m.admin, err = m.listenAdmin(g); err != nil {
+		return err
 	}
-	g.resolve(m.lookup, nil)
 	for host, why := range g.failures {
 		m.log.Warn("backend does not resolve", "backend", host, "err", why)
 	}
 	if m.metrics, err = m.listenMetrics(g.cfg.Admin.Metrics, nil); err != nil {
-		return nil, errors.Join(err, admin.close(), m.closeListeners())
+		return err
 	}
 	if m.shared, err = newRegistry(); err != nil {
-		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
+		return err
 	}
-	m.lastNumber = 1
-	g.number = 1
 	if err := m.shared.assign(g); err != nil {
-		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
+		return err
 	}
 	m.shared.committed(g)
 	m.current, m.failures, m.served = g, g.failures, g.number
-	m.history.note(m.started, nil) // everybody has counted from zero
-	if err := m.fill(false); err != nil {
-		m.abandon()
-		return nil, errors.Join(err, m.metrics.close(), admin.close(), m.closeListeners())
+	if m.before == nil {
+		m.history.note(m.started, nil) // everybody has counted from zero
+	} else {
+		m.shared.take(m.before.left.Backends, sys.Monotonic())
 	}
-	admin.serve()
-	m.metrics.serve()
-	return admin, nil
+	err = m.fill(false)
+	if err == nil {
+		err = m.takeOver()
+	}
+	if err != nil {
+		m.abandon()
+	}
+	return err
 }
 
-// firstGeneration is what the master was told to serve.
+// firstGeneration is what the master was told to serve, or what the one before
+// did.
 func (m *Master) firstGeneration() (*generation, error) {
+	if m.before != nil {
+		m.lastNumber = m.before.left.Config.Last
+		return m.before.left.Config.generation()
+	}
+	g, err := m.loadFirst()
+	if err != nil {
+		return nil, err
+	}
+	m.lastNumber, g.number = 1, 1
+	g.resolve(m.lookup, nil)
+	return g, nil
+}
+
+func (m *Master) loadFirst() (*generation, error) {
 	if m.options.Path != "" {
 		return load(m.options.Path)
 	}
@@ -241,7 +288,11 @@ func (m *Master) firstGeneration() (*generation, error) {
 // handed some over.
 func (m *Master) listen(roots []string) error {
 	fds, err := activatedFDs()
-	if err == nil {
+	switch {
+	case err != nil:
+	case m.before != nil:
+		m.sockets = *m.before.sockets
+	default:
 		err = m.sockets.adopt(roots, fds)
 	}
 	if err != nil {
@@ -310,7 +361,7 @@ func (m *Master) awaitTurn() {
 func (m *Master) announce(admin *adminServer) {
 	m.log.Info("ready", "version", m.options.Version, "pid", os.Getpid(), "listen", m.addresses(),
 		"workers", m.count, "engine", m.engine.Used, "detail", m.engine.Detail, "admin", admin.name(), "metrics", m.metricsServer().name())
-	m.notifyServing()
+	m.notifyServing(fmt.Sprintf("MAINPID=%d", os.Getpid()))
 	if m.options.Ready != nil {
 		m.options.Ready(m.addresses())
 	}
@@ -327,6 +378,9 @@ func (m *Master) addresses() []string {
 func (m *Master) closeListeners() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.before != nil && m.before.pending {
+		m.sockets.disown()
+	}
 	return m.sockets.close()
 }
 
@@ -341,7 +395,7 @@ func (m *Master) generation() *generation {
 // is well.
 func (m *Master) unready() string {
 	switch {
-	case m.leaving.Load():
+	case isClosed(m.leaving):
 		return "stopping"
 	case len(m.running()) == 0:
 		return "no worker is running"
@@ -357,9 +411,11 @@ func (m *Master) signal(s os.Signal) {
 	}
 }
 
-func (m *Master) isStopping() bool {
+func (m *Master) isStopping() bool { return isClosed(m.stopping) }
+
+func isClosed(ch <-chan struct{}) bool {
 	select {
-	case <-m.stopping:
+	case <-ch:
 		return true
 	default:
 		return false

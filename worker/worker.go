@@ -275,7 +275,7 @@ func (w *worker) obey(msg control.Message, fd int) error {
 	case control.TypeBeat:
 		return w.onLoop(func() {})
 	case control.TypeDrain:
-		return w.beginDrain(msg.Deadline)
+		return w.beginDrain(msg.Deadline, msg.Grace)
 	}
 	return fmt.Errorf("unknown message %q", msg.Type)
 }
@@ -333,7 +333,7 @@ func (w *worker) onLoop(f func()) error {
 }
 
 // beginDrain lets the proxy drain, once. The process ends in any case.
-func (w *worker) beginDrain(deadline time.Duration) error {
+func (w *worker) beginDrain(deadline, grace time.Duration) error {
 	w.mu.Lock()
 	first := !w.draining
 	w.draining = true
@@ -345,7 +345,7 @@ func (w *worker) beginDrain(deadline time.Duration) error {
 		w.log.Error("the loop did not end at its drain deadline")
 		os.Exit(1)
 	})
-	return w.onLoop(func() { w.proxy.Drain(deadline) })
+	return w.onLoop(func() { w.proxy.Drain(deadline, grace) })
 }
 
 // abandoned drains a worker whose master is gone.
@@ -358,7 +358,7 @@ func (w *worker) abandoned(err error) {
 			"deadline", deadline.String())
 	}
 	// It can only fail because there is nothing left to drain.
-	_ = w.beginDrain(deadline)
+	_ = w.beginDrain(deadline, control.StopGrace)
 }
 
 // watchMaster drains when the parent-death signal comes, should the end of the

@@ -67,6 +67,8 @@ Signals:
   TERM, INT, QUIT  stop: not ready any more, serve for timeouts.drain_delay, then drain until timeouts.drain;
                    a second one stops at once
   HUP              read the configuration file again, as "cupctl reload" does
+  USR1             open the access logs anew
+  USR2             start the program's file anew and hand over to it, as "cupctl upgrade" does
 
 Exit status: 0 stopped, 1 could not start, 2 wrong usage, 3 the drain's deadline passed, 4 invalid configuration.
 `

@@ -134,6 +134,17 @@ func (c *command) stopCommand() *cobra.Command {
 	return cmd
 }
 
+func (c *command) upgradeCommand() *cobra.Command {
+	return c.leaf("upgrade", "Start the program's file anew and hand over to it; returns when that serves", func() error {
+		upgraded, err := c.client().Upgrade()
+		return show(c, upgraded, err, func(u *control.Upgraded) error {
+			_, err := fmt.Fprintf(c.out, "upgraded: %s to %s in %.2f s; pid %d serves, pid %d drains\n",
+				u.VersionBefore, u.Version, u.Seconds, u.PID, u.Before)
+			return err
+		})
+	})
+}
+
 // awaitEnd waits until nobody answers at the socket. 0 is for ever.
 func (c *command) awaitEnd(timeout time.Duration) error {
 	err := every(goneEvery, timeout, func() (bool, error) {

@@ -103,6 +103,7 @@ func (c *command) root() *cobra.Command {
 		c.explainCommand(),
 		c.leaf("io", "Show the engine of each worker, why it was chosen, and what the kernel allows", c.io),
 		c.stopCommand(),
+		c.upgradeCommand(),
 		c.leaf("version", "Show the versions of cupctl and of the running cloud-cup", c.version),
 		completionCommand(root),
 	)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fdsMax bounds the descriptors of one message (SCM_MAX_FD of the kernel).
-const fdsMax = 253
+// FDsMax bounds the descriptors of one message (SCM_MAX_FD of the kernel).
+const FDsMax = 253
 
 // PacketConn is one end of a connected AF_UNIX SOCK_SEQPACKET socket: messages
 // arrive whole, in order, and may carry descriptors. One goroutine may send
@@ -89,7 +89,7 @@ func (c *PacketConn) Send(data []byte, fds ...int) error {
 // EMSGSIZE. The goroutine waits, not the thread.
 func (c *PacketConn) Recv(buf []byte) (n int, fds []int, err error) {
 	if c.oob == nil {
-		c.oob = make([]byte, unix.CmsgSpace(4*fdsMax))
+		c.oob = make([]byte, unix.CmsgSpace(4*FDsMax))
 	}
 	var oobn, flags int
 	var got error
