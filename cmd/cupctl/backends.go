@@ -19,7 +19,7 @@ const inFlightEvery = 100 * time.Millisecond
 const weightDefault = "default"
 
 // onBackend is a command about one backend, whose name a shell can complete.
-func (c *command) onBackend(use, short string, args int, do func(host string, rest []string) error) *cobra.Command {
+func (c *command) onBackend(use, short string, args int, do func(host string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Args: cobra.ExactArgs(args),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -28,7 +28,7 @@ func (c *command) onBackend(use, short string, args int, do func(host string, re
 			}
 			return c.hosts(), cobra.ShellCompDirectiveNoFileComp
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return do(args[0], args[1:]) },
+		RunE: func(_ *cobra.Command, args []string) error { return do(args[0]) },
 	}
 }
 
@@ -47,27 +47,22 @@ func (c *command) hosts() []string {
 
 // stateCommand puts a backend into a state that it leaves by enable.
 func (c *command) stateCommand(verb, state, short string) *cobra.Command {
-	var wait bool
-	var timeout time.Duration
-	cmd := c.onBackend(verb+" BACKEND", short, 1, func(host string, _ []string) error {
+	var w waiting
+	cmd := c.onBackend(verb+" BACKEND", short, 1, func(host string) error {
 		changed, err := c.client().SetBackend(host, control.BackendChange{State: state})
-		if err == nil && wait {
-			err = c.awaitIdle(host, timeout, &changed.After)
+		if err == nil && w.wait {
+			err = c.awaitIdle(host, w.timeout, &changed.After)
 		}
 		return show(c, changed, err, c.changedBackend)
 	})
 	if state != control.BackendEnabled {
-		cmd.Flags().BoolVar(&wait, "wait", false, "return when no request is left on it")
-		cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits (default: for ever)")
+		w.of(cmd, "no request is left on it")
 	}
 	return cmd
 }
 
 // awaitIdle waits until no request is left on a backend, and notes how it is.
 func (c *command) awaitIdle(host string, timeout time.Duration, last *control.BackendStatus) error {
-	if *last = (control.BackendStatus{Host: host}); timeout < 0 {
-		return errors.New("--timeout: want 0s or more")
-	}
 	var left uint64
 	err := every(inFlightEvery, timeout, func() (bool, error) {
 		s, err := c.client().Status()
@@ -93,19 +88,28 @@ func (c *command) awaitIdle(host string, timeout time.Duration, last *control.Ba
 }
 
 func (c *command) weightCommand() *cobra.Command {
-	return c.onBackend("weight BACKEND NUMBER|"+weightDefault, "Give a backend another share of the requests, at once, or the configured one", 2,
-		func(host string, rest []string) error {
-			change := control.BackendChange{ConfiguredWeight: rest[0] == weightDefault}
-			if !change.ConfiguredWeight {
-				n, err := strconv.Atoi(rest[0])
-				if err != nil {
-					return fmt.Errorf("weight %q: want a number or %s", rest[0], weightDefault)
-				}
-				change.Weight = &n
-			}
+	var change control.BackendChange
+	cmd := c.onBackend("weight BACKEND NUMBER|"+weightDefault, "Give a backend another share of the requests, at once, or the configured one", 2,
+		func(host string) error {
 			changed, err := c.client().SetBackend(host, change)
 			return show(c, changed, err, c.changedBackend)
 		})
+	args := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, list []string) error {
+		if err := args(cmd, list); err != nil {
+			return err
+		}
+		if change.ConfiguredWeight = list[1] == weightDefault; change.ConfiguredWeight {
+			return nil
+		}
+		n, err := strconv.Atoi(list[1])
+		if err != nil {
+			return fmt.Errorf("weight %q: want a number or %s", list[1], weightDefault)
+		}
+		change.Weight = &n
+		return nil
+	}
+	return cmd
 }
 
 // changedBackend writes what there was and what there is.

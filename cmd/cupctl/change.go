@@ -111,17 +111,39 @@ func (s *screen) changes(c *control.Changes) error {
 // goneEvery is how often a master is looked for that is to end.
 const goneEvery = 50 * time.Millisecond
 
+// waiting are the flags of commands that can wait for what they cause.
+type waiting struct {
+	wait    bool
+	timeout time.Duration // 0: for ever
+}
+
+// of gives cmd the flags; until says what --wait waits for.
+func (w *waiting) of(cmd *cobra.Command, until string) {
+	cmd.Flags().BoolVar(&w.wait, "wait", false, "return when "+until)
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "how long --wait waits (default: for ever)")
+	args := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, list []string) error {
+		switch {
+		case w.timeout < 0:
+			return errors.New("--timeout: want 0s or more")
+		case cmd.Flags().Changed("timeout") && !w.wait:
+			return errors.New("--timeout is for --wait")
+		}
+		return args(cmd, list)
+	}
+}
+
 func (c *command) stopCommand() *cobra.Command {
-	var now, wait bool
-	var timeout time.Duration
+	var now bool
+	var w waiting
 	cmd := c.leaf("stop", "Stop cloud-cup: requests in progress may end, within timeouts.drain", func() error {
 		stopping, err := c.client().Stop(now)
-		if err == nil && wait {
-			err = c.awaitEnd(timeout)
+		if err == nil && w.wait {
+			err = c.awaitEnd(w.timeout)
 		}
 		return show(c, stopping, err, func(s *control.Stopping) error {
 			state := "stopping"
-			if wait {
+			if w.wait {
 				state = "stopped"
 			}
 			_, err := fmt.Fprintf(c.out, "%s: pid %d\n", state, s.PID)
@@ -129,8 +151,7 @@ func (c *command) stopCommand() *cobra.Command {
 		})
 	})
 	cmd.Flags().BoolVar(&now, "now", false, "cut requests in progress")
-	cmd.Flags().BoolVar(&wait, "wait", false, "return when it has stopped")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits (default: for ever)")
+	w.of(cmd, "it has stopped")
 	return cmd
 }
 

@@ -47,7 +47,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case exitUsage:
 		fmt.Fprintf(stderr, "cupctl: %v\nsee cupctl --help\n", err)
 	default:
-		fmt.Fprintf(stderr, "cupctl: %v\n", err)
+		fmt.Fprintf(stderr, "cupctl: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	return code
 }

@@ -497,6 +497,7 @@ func TestExitCodes(t *testing.T) {
 		return startMaster(t, answerWith(status, control.Failure{Error: "because"}))
 	}
 	gone := filepath.Join(dir, "none.sock")
+	several := startMaster(t, answerWith(http.StatusConflict, control.Failure{Error: "one\ntwo"}))
 	for name, c := range map[string]struct {
 		args   []string
 		code   int
@@ -516,7 +517,10 @@ func TestExitCodes(t *testing.T) {
 		"check and probe":   {[]string{"check", good, "-b", "x:1"}, exitUsage, "leave the flags out"},
 		"check bad path":    {[]string{"check", "--get", "x"}, exitUsage, "begins with a slash"},
 		"bad shell":         {[]string{"completion", "tcsh"}, exitUsage, "tcsh"},
-		"weight of words":   {[]string{"weight", "b:1", "much"}, exitFailed, "want a number or default"},
+		"weight of words":   {[]string{"weight", "b:1", "much"}, exitUsage, "want a number or default"},
+		"no wait":           {[]string{"drain", "b:1", "--timeout", "1s"}, exitUsage, "--timeout is for --wait"},
+		"negative timeout":  {[]string{"stop", "--wait", "--timeout", "-1s"}, exitUsage, "want 0s or more"},
+		"several causes":    {[]string{"reload", "-socket", several}, exitFailed, "cupctl: one; two\n"},
 		"drain nothing":     {[]string{"drain"}, exitUsage, "accepts 1 arg"},
 		"unknown reason":    {[]string{"explain", "bad_luck"}, exitFailed, "cupctl explain lists all"},
 		"check not running": {[]string{"check", "-socket", gone}, exitNotRunning, "is not running"},
