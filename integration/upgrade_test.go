@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -138,7 +139,16 @@ func growing(c *cup) func() []string {
 	}
 }
 
-// Three upgrades under load: no request fails, tunnels live on, totals are
+// requireOrders checks that a backend is drained and has the weight 7.
+func requireOrders(t *testing.T, s *control.Status, host string) {
+	t.Helper()
+	i := slices.IndexFunc(s.Backends, func(b control.BackendStatus) bool { return b.Host == host })
+	require.GreaterOrEqual(t, i, 0)
+	require.Equal(t, control.BackendDrain, s.Backends[i].State)
+	require.Equal(t, 7, *s.Backends[i].WeightSet)
+}
+
+// Upgrades in a row under load: no request fails, tunnels live on, totals are
 // never less than they were, and what was ordered and applied stays.
 func TestUpgrade(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
@@ -161,8 +171,9 @@ func TestUpgrade(t *testing.T) {
 		before := c.status()
 		stopGrowing := growing(c)
 
+		upgrades := pick(30, 3)
 		pids := map[int]bool{c.pid(): true}
-		for i := range 3 {
+		for i := range upgrades {
 			single.more(100)
 			kept.more(100)
 			if i == 1 {
@@ -187,12 +198,7 @@ func TestUpgrade(t *testing.T) {
 			for _, w := range s.Workers {
 				require.Equal(t, control.WorkerRunning, w.State)
 			}
-			for _, backend := range s.Backends {
-				if backend.Host == b.addr {
-					require.Equal(t, control.BackendDrain, backend.State)
-					require.Equal(t, 7, *backend.WeightSet)
-				}
-			}
+			requireOrders(t, s, b.addr)
 		}
 		single.more(100)
 		kept.more(100)
@@ -207,7 +213,7 @@ func TestUpgrade(t *testing.T) {
 		require.Empty(t, stopGrowing())
 		require.Zero(t, c.wait(), "the first master")
 		eventually(t, "all that was counted", func() bool { return c.status().Totals.Requests >= uint64(served) })
-		report(t, "upgrade three times, "+engine, "0 failed of %d requests", served)
+		report(t, fmt.Sprintf("upgrade %d times, %s", upgrades, engine), "0 failed of %d requests", served)
 	})
 }
 

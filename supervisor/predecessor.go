@@ -191,6 +191,7 @@ func (m *Master) hearPredecessor() {
 		return
 	}
 	defer close(p.ended)
+	defer p.conn.Close() // nobody hears of an error
 	// Its end shows by the connection's, if this cannot be said.
 	_ = p.say(heirMessage{Type: heirServes})
 	for msg := range p.messages {

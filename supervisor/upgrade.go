@@ -156,9 +156,9 @@ func (m *Master) expect(h *heir, what string, timeout time.Duration) (heirMessag
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	late := fmt.Errorf("the new program does not say %q within %v", what, timeout)
-	for ended := h.ended; ; {
+	for messages, ended := h.messages, h.ended; ; {
 		select {
-		case msg, ok := <-h.messages:
+		case msg, ok := <-messages:
 			closeAll(msg.fds) // it has nothing to hand over
 			switch {
 			case !ok && isClosed(h.ended):
@@ -166,7 +166,7 @@ func (m *Master) expect(h *heir, what string, timeout time.Duration) (heirMessag
 			case !ok:
 				late = h.failure("the new program closed the connection")
 				timer.Reset(lastLog) // its end will say more
-				h.messages = nil
+				messages = nil
 				continue
 			case msg.Type == heirFailed:
 				return msg, fmt.Errorf("the new program does not start: %s", msg.Error)
@@ -189,7 +189,11 @@ func (m *Master) expect(h *heir, what string, timeout time.Duration) (heirMessag
 func (h *heir) kill() error {
 	_ = h.process.Kill() // it may have ended
 	<-h.ended
-	return h.conn.Close()
+	err := h.conn.Close()
+	for msg := range h.messages { // until the connection's reader has ended
+		closeAll(msg.fds)
+	}
+	return err
 }
 
 // handTo hands everything to the new master. After an error nothing has changed.
