@@ -26,6 +26,10 @@ type Config struct {
 	// Workers is the number of worker processes, 0 for one per CPU that this
 	// process may use.
 	Workers int
+	// User is who the workers are; the zero User is whoever the master is.
+	User User
+	// Pin binds the loop of each worker to a CPU of its own.
+	Pin bool
 	// Routes stand in the order of the file. The pattern "*" is among them.
 	Routes   []Route
 	Timeouts Timeouts

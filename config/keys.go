@@ -17,6 +17,8 @@ var configKeys = object[Config]{
 	fields: slices.Concat([]field[Config]{
 		{path: "root", decode: (*decoder).root},
 		integer("workers", "one per CPU", 1, 1024, false, func(c *Config) *int { return &c.Workers }),
+		{path: "user", def: "the one that starts the program", decode: (*decoder).user},
+		boolean("pin", false, false, func(c *Config) *bool { return &c.Pin }),
 		{path: "timeouts", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
 			timeoutKeys.decode(d, v, &c.Timeouts)
 		}},
@@ -33,7 +35,6 @@ var configKeys = object[Config]{
 	}, forwardingFields(func(c *Config) *Forwarding { return &c.Forwarding }), []field[Config]{
 		{path: "routes", decode: (*decoder).routes},
 	}),
-	later: []string{"user", "pin"},
 }
 
 // routeKeys are the keys of a route. Headers come after what they are checked

@@ -98,7 +98,8 @@ type Message struct {
 	Log        string        `json:"log,omitempty"`      // log: the path as configured
 	Error      string        `json:"error,omitempty"`    // ack: why not
 	Engine     *Engine       `json:"engine,omitempty"`
-	Cut        int           `json:"cut,omitempty"` // drained: connections cut at the deadline
+	Guard      *Guard        `json:"guard,omitempty"` // ack of a start or commit
+	Cut        int           `json:"cut,omitempty"`   // drained: connections cut at the deadline
 }
 
 // Start is what a worker must know before its first connection.

@@ -73,6 +73,7 @@ type WorkerStatus struct {
 	// go by them; OldestGeneration is the first of them.
 	Snapshots        uint64 `json:"snapshots"`
 	OldestGeneration uint64 `json:"oldest_generation"`
+	Guard            *Guard `json:"guard,omitempty"`
 	Totals
 }
 

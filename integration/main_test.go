@@ -24,6 +24,8 @@ var children = map[string]func() error{
 	"idle":     idleClients,
 	"refuse":   refuseAndExecute,
 	"stranger": becomeStranger,
+
+	"unprivileged": executeUnprivileged,
 }
 
 func TestMain(m *testing.M) {
@@ -45,6 +47,11 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	// Other users execute them too.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	build := exec.Command("go", "build", "-o", dir, "../cmd/cloud-cup", "../cmd/cupctl")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

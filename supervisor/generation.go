@@ -60,6 +60,9 @@ func parse(name string, text []byte, dir, source string) (*generation, error) {
 	if err := checkBackends(name, cfg); err != nil {
 		return nil, err
 	}
+	if _, err := credentialOf(&cfg.User); err != nil {
+		return nil, err
+	}
 	return &generation{name: name, dir: dir, text: text, cfg: cfg, source: source, loaded: time.Now()}, nil
 }
 
@@ -218,6 +221,9 @@ func (g *generation) unchangeable(next *generation) error {
 	var changed []string
 	note := func(key string, from, to any) {
 		changed = append(changed, fmt.Sprintf("%s (from %v to %v)", key, from, to))
+	}
+	if g.cfg.User.String() != next.cfg.User.String() {
+		note("user", &g.cfg.User, &next.cfg.User)
 	}
 	if g.cfg.Admin.Socket != next.cfg.Admin.Socket {
 		note("admin.socket", g.cfg.Admin.Socket, next.cfg.Admin.Socket)

@@ -24,8 +24,11 @@ var errGone = errors.New("the worker ended")
 // spawner starts processes from one thread that never ends: the kernel sends
 // the parent-death signal when the thread that started the child ends, not the
 // process (prctl(2), PR_SET_PDEATHSIG).
+//
+// What that thread is not allowed, its children are not allowed: see restrain.
 type spawner struct {
-	jobs chan func()
+	jobs       chan func()
+	credential *syscall.Credential // of the children; nil for our own. Of the thread.
 }
 
 func newSpawner() *spawner {
@@ -48,10 +51,13 @@ func (s *spawner) start(name string, env []string, fds []uintptr) (pid int, err 
 		pid, err = syscall.ForkExec("/proc/self/exe", []string{name}, &syscall.ProcAttr{
 			Env:   env,
 			Files: fds,
-			Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM},
+			Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Credential: s.credential},
 		})
 	}
 	<-done
+	if err != nil && s.credential != nil {
+		return 0, s.explain(err)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("start of a worker: %w", err)
 	}
@@ -80,6 +86,7 @@ type incarnation struct {
 	waiting map[uint64]chan control.Message
 	gone    bool             // the channel has ended
 	fate    string           // why it was killed, if we did
+	guard   *control.Guard   // what it said last
 	drained *control.Message // its last words
 
 	engine control.Engine   // set by the acknowledgement of the start
@@ -158,6 +165,9 @@ func (in *incarnation) receive() {
 		}
 		switch msg.Type {
 		case control.TypeAck:
+			if msg.Guard != nil {
+				in.guard = msg.Guard
+			}
 			if ch, ok := in.waiting[msg.Seq]; ok {
 				delete(in.waiting, msg.Seq)
 				ch <- msg
@@ -283,6 +293,13 @@ func (in *incarnation) killedBecause() string {
 		return "killed by SIGKILL: out of memory (the cgroup's oom_kill counter rose)"
 	}
 	return "killed by SIGKILL"
+}
+
+// restrictions are what holds it back; nil before it serves.
+func (in *incarnation) restrictions() *control.Guard {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.guard
 }
 
 // isGone reports whether the worker has ended or is about to.

@@ -110,6 +110,7 @@ func describe(w *control.WorkerStatus, in *incarnation) {
 	w.Goroutines = c.Goroutines
 	w.Snapshots = c.Snapshots
 	w.OldestGeneration = c.OldestGeneration
+	w.Guard = in.restrictions()
 }
 
 // totalsStatus is t with the reasons' words.

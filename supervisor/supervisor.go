@@ -215,6 +215,9 @@ func (m *Master) bringUp() error {
 	if err != nil {
 		return err
 	}
+	if err := m.restrain(&g.cfg.User); err != nil {
+		return err
+	}
 	if m.engine, err = chooseEngine(m.options.Engine, m.options.Probe, m.log); err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func newPrepared(p *control.Payload) (*prepared, error) {
 	if err := proxy.Prepare(s); err != nil {
 		return nil, err
 	}
-	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain, large: len(p.Text) >= largeConfig}, nil
+	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain, pin: cfg.Pin, large: len(p.Text) >= largeConfig}, nil
 }
 
 // connectionsFor is the number of client connections that a process with that

@@ -59,6 +59,11 @@ type worker struct {
 	engine   loop.Engine
 	pool     *loop.Pool
 
+	slot int
+	held control.Guard // what confine came to; without the CPU
+	cpus unix.CPUSet   // that the process may use
+	cpu  int           // that the loop is pinned to, or -1; of the loop's thread
+
 	loopEnded chan struct{}
 	answering sync.RWMutex // held for reading while a message is dealt with
 
@@ -74,6 +79,7 @@ type worker struct {
 type prepared struct {
 	snapshot *proxy.Snapshot
 	drain    time.Duration
+	pin      bool
 	large    bool
 }
 
@@ -93,9 +99,13 @@ func Run(log *slog.Logger) int {
 		log:       log.With("slot", os.Getenv(control.WorkerEnvironment)),
 		master:    master,
 		loopEnded: make(chan struct{}),
+		cpu:       -1,
 	}
 	w.logs = newLogs(w.log)
 	nameProcess()
+	if err := sys.NoDump(); err != nil { // after the name, which is a file in /proc
+		w.log.Warn("this process may be looked into", "err", err)
+	}
 	if err := w.start(); err != nil {
 		w.log.Error("worker does not start", "err", err)
 		return 1
@@ -142,6 +152,10 @@ func (w *worker) start() error {
 	} else {
 		ack.Engine, err = w.build(msg.Start, fd)
 	}
+	if err == nil {
+		w.confine()
+		ack.Guard = w.guard()
+	}
 	if err != nil {
 		ack.Error = err.Error()
 	}
@@ -173,7 +187,10 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	if opened.fallback != "" {
 		w.log.Warn(opened.fallback, "instead", opened.engine.Name())
 	}
-	w.engine, w.pool = opened.engine, opened.pool
+	w.engine, w.pool, w.slot = opened.engine, opened.pool, start.Slot
+	if err := unix.SchedGetaffinity(0, &w.cpus); err != nil {
+		return nil, os.NewSyscallError("sched_getaffinity", err)
+	}
 	w.proxy = proxy.New(proxy.Config{
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
 		Clock: sys.Monotonic, Logs: w.logs,
@@ -200,6 +217,7 @@ func (w *worker) prepare(fd int) (*prepared, error) {
 func (w *worker) apply(p *prepared) {
 	debug.SetMemoryLimit(int64(p.snapshot.Limits.Memory))
 	w.proxy.Apply(p.snapshot)
+	w.pin(p.pin)
 	w.mu.Lock()
 	w.drain = p.drain
 	w.mu.Unlock()
@@ -219,7 +237,7 @@ func (w *worker) receive() {
 			w.answering.RLock()
 			defer w.answering.RUnlock()
 			ack := control.Message{Type: control.TypeAck, Seq: msg.Seq}
-			if err := w.obey(msg, fd); err != nil {
+			if err := w.obey(msg, fd, &ack); err != nil {
 				ack.Error = err.Error()
 			}
 			if err := w.channel.Send(ack, -1); err != nil {
@@ -229,8 +247,8 @@ func (w *worker) receive() {
 	}
 }
 
-// obey does what a message asks for.
-func (w *worker) obey(msg control.Message, fd int) error {
+// obey does what a message asks for. What else is to be told it adds to ack.
+func (w *worker) obey(msg control.Message, fd int, ack *control.Message) error {
 	switch msg.Type {
 	case control.TypePrepare:
 		if fd < 0 {
@@ -246,7 +264,11 @@ func (w *worker) obey(msg control.Message, fd int) error {
 		if err != nil {
 			return err
 		}
-		if err := w.onLoop(func() { w.apply(p) }); err != nil {
+		err = w.onLoop(func() {
+			w.apply(p)
+			ack.Guard = w.guard()
+		})
+		if err != nil {
 			return err
 		}
 		w.mu.Lock()

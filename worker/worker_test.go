@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 				panic(err)
 			}
 		}
+		if file := os.Getenv(tryEnvironment); file != "" {
+			tryWhenAsked(file)
+		}
 		os.Exit(Run(slog.New(slog.NewTextHandler(os.Stderr, nil))))
 	}
 	os.Exit(m.Run())

@@ -14,6 +14,11 @@ type Refusal struct {
 	Errno syscall.Errno
 }
 
+// OpenCalls are the system calls that open files by their names.
+func OpenCalls() []int {
+	return append([]int{unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_OPEN_BY_HANDLE_AT}, oldCalls...)
+}
+
 // Offsets in struct seccomp_data of <linux/seccomp.h>.
 const (
 	seccompNr   = 0
