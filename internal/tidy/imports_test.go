@@ -32,13 +32,14 @@ var layers = []layer{
 	{"metrics", nil},
 	{"accesslog", []string{"message"}},
 	{"loop", nil},
+	{"tlsconn", nil},
 	// A Channel is made of the packet sockets of internal/sys.
 	{"control", []string{"config", "internal/sys"}},
 	{"ring", []string{"loop", "internal/sys"}},
 	{"epollfallback", []string{"loop", "internal/sys"}},
-	{"proxy", []string{"loop", "message", "http1", "route", "balance", "accesslog", "internal/shm"}},
+	{"proxy", []string{"loop", "message", "http1", "route", "balance", "accesslog", "tlsconn", "internal/shm"}},
 	{"worker", []string{
-		"internal/sys", "internal/shm", "config", "route", "message", "http1", "balance", "loop", "control",
+		"internal/sys", "internal/shm", "config", "route", "message", "http1", "balance", "loop", "tlsconn", "control",
 		"ring", "epollfallback", "accesslog", "proxy",
 	}},
 	// It answers which route takes a URL by the workers' own table: another

@@ -1,0 +1,110 @@
+package tlsconn
+
+import (
+	"crypto"
+	"crypto/tls"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// again is the error of an empty wire. crypto/tls keeps its state over an error
+// of the connection below it only if that is a net.Error with Temporary true;
+// partial records are kept then, too. A test watches that this stays so.
+type again struct{}
+
+func (again) Error() string   { return "nothing to read now" }
+func (again) Timeout() bool   { return true }
+func (again) Temporary() bool { return true }
+
+var errAgain net.Error = again{}
+
+// wire is the connection that crypto/tls believes to read and write.
+type wire struct {
+	t Transport
+	// yield lets the handshake rest; it reports whether to go on. It is nil
+	// while no handshake runs.
+	yield func(struct{}) bool
+	busy  atomic.Bool // an offloaded job runs
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	for {
+		if b := w.t.Received(); len(b) > 0 {
+			n := copy(p, b)
+			w.t.Consume(n)
+			return n, nil
+		}
+		switch {
+		case w.t.Ended():
+			return 0, ErrTruncated
+		case w.yield == nil:
+			return 0, errAgain
+		case !w.yield(struct{}{}):
+			return 0, errStopped
+		}
+	}
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	w.t.Send(p)
+	return len(p), nil
+}
+
+// Close does nothing: the descriptor is the owner's.
+func (w *wire) Close() error { return nil }
+
+func (w *wire) LocalAddr() net.Addr              { return noAddr{} }
+func (w *wire) RemoteAddr() net.Addr             { return noAddr{} }
+func (w *wire) SetDeadline(time.Time) error      { return nil }
+func (w *wire) SetReadDeadline(time.Time) error  { return nil }
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+
+// noAddr stands for addresses, which only the owner knows.
+type noAddr struct{}
+
+func (noAddr) Network() string { return "memory" }
+func (noAddr) String() string  { return "memory" }
+
+// Offloaded returns a copy of cert for the handshake of hello, whose private key
+// signs on another thread: an RSA signature takes about a millisecond.
+// hello is what a Conn's handshake gave to GetCertificate or
+// GetConfigForClient. A key that cannot sign is left to crypto/tls to refuse.
+func Offloaded(hello *tls.ClientHelloInfo, cert *tls.Certificate) *tls.Certificate {
+	w, ours := hello.Conn.(*wire)
+	key, signs := cert.PrivateKey.(crypto.Signer)
+	if !ours || !signs {
+		return cert
+	}
+	c := *cert
+	c.PrivateKey = &signer{wire: w, key: key}
+	return &c
+}
+
+// signer is a private key that works on another thread while the handshake
+// rests.
+type signer struct {
+	wire *wire
+	key  crypto.Signer
+}
+
+func (s *signer) Public() crypto.PublicKey { return s.key.Public() }
+
+func (s *signer) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) (signature []byte, err error) {
+	w := s.wire
+	if w.yield == nil {
+		return s.key.Sign(random, digest, opts)
+	}
+	w.busy.Store(true)
+	w.t.Offload(func() {
+		signature, err = s.key.Sign(random, digest, opts)
+		w.busy.Store(false)
+	})
+	for w.busy.Load() {
+		if !w.yield(struct{}{}) {
+			return nil, errStopped
+		}
+	}
+	return signature, err
+}
