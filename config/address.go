@@ -30,8 +30,31 @@ func (d *decoder) root(v *hujson.Value, c *Config) {
 	}
 }
 
-// listen decodes one address to listen on.
+// listen decodes one address to listen on, or an object with one.
 func (d *decoder) listen(v *hujson.Value, c *Config) {
+	l := listener{Config: c}
+	if _, ok := v.Value.(*hujson.Object); !ok {
+		d.address(v, &l)
+	} else if seen := listenerKeys.decode(d, v, &l); seen != nil {
+		listenerKeys.require(d, v, seen)
+		if at := seen["ssl"]; at != nil && l.policy.Redirect {
+			d.at(at.StartOffset, "", "ssl is of no use where all requests are redirected")
+		}
+	}
+	if l.address != "" {
+		c.Root, c.Policies = append(c.Root, l.address), append(c.Policies, l.policy)
+	}
+}
+
+// listener is an element of root that is being decoded.
+type listener struct {
+	*Config
+	address string
+	policy  Policy
+}
+
+// address decodes an address to listen on.
+func (d *decoder) address(v *hujson.Value, l *listener) {
 	if lit, ok := v.Value.(hujson.Literal); ok && lit.Kind() == '0' && digits(string(lit)) {
 		d.at(v.StartOffset, fmt.Sprintf("did you mean %q?", ":"+clip(string(lit))), "root must be a string, not a number")
 		return
@@ -45,15 +68,15 @@ func (d *decoder) listen(v *hujson.Value, c *Config) {
 		d.at(v.StartOffset, hint, "root %q: %s", clip(s), msg)
 		return
 	}
-	if i := slices.IndexFunc(c.Root, func(other string) bool { return overlap(address, other) }); i >= 0 {
-		if c.Root[i] == address {
+	if i := slices.IndexFunc(l.Root, func(other string) bool { return overlap(address, other) }); i >= 0 {
+		if l.Root[i] == address {
 			d.at(v.StartOffset, "", "root %q stands twice", address)
 		} else {
-			d.at(v.StartOffset, "", "root %q and %q are the same addresses", c.Root[i], address)
+			d.at(v.StartOffset, "", "root %q and %q are the same addresses", l.Root[i], address)
 		}
 		return
 	}
-	c.Root = append(c.Root, address)
+	l.address = address
 }
 
 // overlap reports whether two addresses cannot both be listened on, because
@@ -158,8 +181,8 @@ func (d *decoder) checkHost(s string) (host, msg, hint string) {
 		return d.unixSocket(path)
 	}
 	switch {
-	case strings.HasPrefix(s, "https://"):
-		return "", "TLS to backends is not supported in this version", ""
+	case strings.HasPrefix(s, schemeTLS):
+		return d.tlsHost(s)
 	case strings.HasPrefix(s, "http://"):
 		rest, _, _ := strings.Cut(strings.TrimPrefix(s, "http://"), "/")
 		if _, _, bad, _ := splitAddress(rest); bad != "" {
@@ -196,6 +219,37 @@ func (d *decoder) checkHost(s string) (host, msg, hint string) {
 		return "", why, ""
 	}
 	return strings.ToLower(name) + ":" + port, "", ""
+}
+
+// tlsHost checks the address of a backend with TLS, whose port may be left out.
+func (d *decoder) tlsHost(s string) (host, msg, hint string) {
+	rest := strings.TrimPrefix(s, schemeTLS)
+	if name, ok := strings.CutSuffix(rest, "/"); ok {
+		return "", "a backend has no path", fmt.Sprintf("did you mean %q?", schemeTLS+name)
+	}
+	if strings.HasPrefix(rest, "unix:") || strings.Contains(rest, "://") {
+		return "", "TLS goes over TCP, to a host and a port", ""
+	}
+	if _, _, bad, _ := splitAddress(rest); bad == "the port is missing" {
+		rest += ":443"
+	}
+	host, msg, hint = d.checkHost(rest)
+	return schemeTLS + host, msg, hint
+}
+
+// serverName decodes the name that a backend's certificate must be for.
+func (d *decoder) serverName(v *hujson.Value, t *BackendTLS) {
+	s, ok := d.stringOf(v, "server_name")
+	if !ok {
+		return
+	}
+	if _, err := netip.ParseAddr(s); err != nil {
+		if why := checkName(s); why != "" {
+			d.at(v.StartOffset, "", "server_name %q: %s", clip(s), why)
+			return
+		}
+	}
+	t.ServerName = strings.ToLower(s)
 }
 
 // looksLikeSocket reports whether s may be meant as a unix socket.

@@ -4,14 +4,13 @@
 // at once, each with its place in the text.
 //
 // The package knows what the file says, not what is done with it: it opens no
-// socket and resolves no name. It reads no file but the certificate and the key
-// that the ssl key names.
+// socket and resolves no name. It reads no files but the certificates and keys
+// that the text names.
 package config
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -23,6 +22,8 @@ type Config struct {
 	// families, or "unix:PATH" as in Backend.Host. "localhost" in the file is
 	// 127.0.0.1. Port 0 asks the kernel for a free port.
 	Root []string
+	// Policies tell for each of Root what is spoken there.
+	Policies []Policy
 	// Workers is the number of worker processes, 0 for one per CPU that this
 	// process may use.
 	Workers int
@@ -42,8 +43,20 @@ type Config struct {
 	// of the file.
 	LogFiles []LogFile
 	Admin    Admin
-	// SSL is nil without an ssl key. See Servable.
+	// SSL is that of addresses that say nothing of their own; nil without an
+	// ssl key. See Policies.
 	SSL *SSL
+	// Files are the certificates, keys and authorities that the text names.
+	Files Files
+}
+
+// Policy is what is spoken on an address.
+type Policy struct {
+	SSL *SSL // nil: plain HTTP
+	// Redirect answers every request by the same URL with https.
+	Redirect bool
+
+	plain bool // set for this address, whatever Config.SSL says
 }
 
 // Route sends the requests that its pattern matches to its backends.
@@ -135,7 +148,7 @@ const WeightMax = 1000
 // Backend is a server that requests are sent to.
 type Backend struct {
 	// Host is "IP:port" in netip's canonical form, "name:port" in lower
-	// case, or "unix:PATH" (PATH is joined to the given folder if it is
+	// case, either of them behind "https://" for TLS, or "unix:PATH" (PATH is joined to the given folder if it is
 	// relative; it begins with '@' for an abstract socket). It is the
 	// backend's identity.
 	Host string
@@ -149,7 +162,21 @@ type Backend struct {
 	MaxFailure int
 	// Cooldown is how long it stays out.
 	Cooldown time.Duration
+	// TLS counts for a Host that begins with "https://".
+	TLS BackendTLS
 }
+
+// Secure reports whether the backend is spoken to with TLS.
+func (b *Backend) Secure() bool { return strings.HasPrefix(b.Host, schemeTLS) }
+
+// Address is Host without a scheme: what is resolved and connected to.
+func (b *Backend) Address() string { return Address(b.Host) }
+
+// Address is a Backend.Host without its scheme.
+func Address(host string) string { return strings.TrimPrefix(host, schemeTLS) }
+
+// schemeTLS begins the Host of a backend that is spoken to with TLS.
+const schemeTLS = "https://"
 
 // Timeouts are positive, but for Drain and DrainDelay, which may be 0.
 type Timeouts struct {
@@ -185,27 +212,4 @@ type Admin struct {
 	// Group is the name or the number of the group whose members may use the
 	// socket; empty for none.
 	Group string
-}
-
-// SSL names a certificate and its key. Both files were read and match, and the
-// certificate is valid now.
-type SSL struct {
-	Certificate string // path of a PEM file: the certificate, then its chain
-	Key         string // path of a PEM file
-
-	position string // file:line:col of the ssl key
-}
-
-// ErrNoTLS says that the configuration asks for TLS, which this version does
-// not have. Serving in clear instead would betray who asked for it.
-var ErrNoTLS = errors.New("ssl is set, but TLS is not built yet: remove ssl to serve plain HTTP")
-
-// Servable returns nil if this version can serve c, else an error that wraps
-// ErrNoTLS and names the place in the file. A valid configuration may ask for
-// what only a later version does; a program must not start with it.
-func (c *Config) Servable() error {
-	if c.SSL == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", c.SSL.position, ErrNoTLS)
 }

@@ -55,7 +55,8 @@ func TestParseFillsDefaults(t *testing.T) {
 		"routes": {"*": {"backends": [{"host": "127.0.0.1:8081"}]}},
 	} // no line feed at the end`)
 	require.Equal(t, &Config{
-		Root: []string{"127.0.0.1:8080"},
+		Root:     []string{"127.0.0.1:8080"},
+		Policies: []Policy{{}},
 		Routes: []Route{{
 			Pattern:    "*",
 			Strategy:   "round-robin",
@@ -69,8 +70,8 @@ func TestParseFillsDefaults(t *testing.T) {
 		Limits:     defaultLimits,
 		Forwarding: defaultForwarding,
 		AccessLog:  AccessLog{Format: LogCombined},
+		Files:      Files{},
 	}, c)
-	require.NoError(t, c.Servable())
 }
 
 // Routes inherit what the file sets globally, also further down.
@@ -179,17 +180,16 @@ func TestOriginalFiles(t *testing.T) {
 	require.Len(t, c.Routes, 5)
 	require.Equal(t, "/game/*", c.Routes[3].Pattern)
 	require.Equal(t, Backend{Host: "127.0.0.1:8085", Weight: 1, MaxFailure: 3, Cooldown: 2 * time.Second}, c.Routes[3].Backends[2])
-	require.Equal(t, filepath.Join(dir, "ssl_key/certificate.crt"), c.SSL.Certificate)
-	require.Equal(t, filepath.Join(dir, "ssl_key/private.key"), c.SSL.Key)
-	require.ErrorIs(t, c.Servable(), ErrNoTLS)
-	require.EqualError(t, c.Servable(), "main_config.json:3:10: "+ErrNoTLS.Error())
+	pair := KeyPair{filepath.Join(dir, "ssl_key/certificate.crt"), filepath.Join(dir, "ssl_key/private.key")}
+	require.Equal(t, &SSL{Certificates: []KeyPair{pair}, MinVersion: SSLVersion12, Client: ClientCerts{Mode: ClientOff}}, c.SSL)
+	require.Len(t, c.Files, 2)
+	require.Contains(t, string(c.Files[pair.Key]), "PRIVATE KEY")
 
 	text, err = os.ReadFile("testdata/new_config.json")
 	require.NoError(t, err)
 	c, err = Parse("new_config.json", text, dir)
 	require.NoError(t, err)
 	require.Equal(t, []string{"127.0.0.1:8088"}, c.Root)
-	require.NoError(t, c.Servable())
 }
 
 func TestExamples(t *testing.T) {
@@ -201,7 +201,6 @@ func TestExamples(t *testing.T) {
 		require.NoError(t, err)
 		c, err := Parse(file, text, "/etc/cup")
 		require.NoError(t, err)
-		require.NoError(t, c.Servable())
 		if filepath.Base(file) != "complete.json" {
 			continue
 		}

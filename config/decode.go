@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/tailscale/hujson"
@@ -28,6 +29,10 @@ type decoder struct {
 	found []mistake
 	lines lines
 
+	now   time.Time // certificates must be valid now; zero: they were
+	files Files
+	given bool // files is all there is
+
 	global *Config // what routes inherit from, once it is read
 }
 
@@ -38,7 +43,7 @@ func (d *decoder) at(offset int, hint, format string, args ...any) {
 
 // parse reads the whole text. The result is of use only if nothing was found.
 func (d *decoder) parse() *Config {
-	c := &Config{}
+	c := &Config{Files: d.files}
 	v, ok := d.syntax()
 	if ok {
 		d.global = c

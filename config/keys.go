@@ -28,7 +28,9 @@ var configKeys = object[Config]{
 		{path: "admin", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
 			d.admin(v, c)
 		}},
-		{path: "ssl", def: group, decode: (*decoder).ssl},
+		{path: "ssl", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
+			c.SSL = d.ssl(v)
+		}},
 		{path: "access_log", def: group, decode: func(d *decoder, v *hujson.Value, c *Config) {
 			d.accessLog(v, &logKeys, &c.AccessLog)
 		}},
@@ -105,6 +107,7 @@ var backendKeys = object[Backend]{
 		integer("max_connections", "0", 0, 1_000_000, false, func(b *Backend) *int { return &b.MaxConnections }),
 		integer("max_failure", "5", 0, 1_000_000, false, func(b *Backend) *int { return &b.MaxFailure }),
 		duration("cooldown", "2s", timeoutMin, timeoutMax, false, func(b *Backend) *time.Duration { return &b.Cooldown }),
+		{path: "tls", def: group, decode: (*decoder).backendTLS},
 	},
 }
 
@@ -161,14 +164,69 @@ var adminKeys = object[Admin]{
 	},
 }
 
-var sslKeys = object[SSL]{
+var sslKeys = object[sslReader]{
 	what: "ssl",
-	fields: []field[SSL]{
-		{path: "ssl.ssl_certificate", decode: func(d *decoder, v *hujson.Value, s *SSL) {
-			s.Certificate = d.path(v, "ssl_certificate")
+	fields: []field[sslReader]{
+		{path: "ssl.ssl_certificate", def: none, decode: func(d *decoder, v *hujson.Value, r *sslReader) {
+			r.pair.Certificate = d.path(v, "ssl_certificate")
 		}},
-		{path: "ssl.ssl_certificate_key", decode: func(d *decoder, v *hujson.Value, s *SSL) {
-			s.Key = d.path(v, "ssl_certificate_key")
+		{path: "ssl.ssl_certificate_key", def: none, decode: func(d *decoder, v *hujson.Value, r *sslReader) {
+			r.pair.Key = d.path(v, "ssl_certificate_key")
+		}},
+		{path: "ssl.certificates", def: none, decode: (*decoder).certificates},
+		word("ssl.min_version", false, func(r *sslReader) *SSLVersion { return &r.MinVersion }, SSLVersion12, SSLVersion13),
+		{path: "ssl.curves", def: "Go's", decode: (*decoder).curves},
+		{path: "ssl.client", def: group, decode: (*decoder).clientCerts},
+	},
+}
+
+// listenerKeys are those of an element of root that is an object.
+var listenerKeys = object[listener]{
+	what: "an address of root",
+	fields: []field[listener]{
+		{path: "root.address", decode: (*decoder).address},
+		{path: "root.ssl", def: none, decode: (*decoder).listenerSSL},
+		{path: "root.redirect", def: none, decode: (*decoder).redirect},
+	},
+}
+
+// pairKeys are those of an element of ssl.certificates.
+var pairKeys = object[KeyPair]{
+	what: "a certificate",
+	fields: []field[KeyPair]{
+		{path: "ssl.certificates.ssl_certificate", decode: func(d *decoder, v *hujson.Value, p *KeyPair) {
+			p.Certificate = d.path(v, "ssl_certificate")
+		}},
+		{path: "ssl.certificates.ssl_certificate_key", decode: func(d *decoder, v *hujson.Value, p *KeyPair) {
+			p.Key = d.path(v, "ssl_certificate_key")
+		}},
+	},
+}
+
+var clientKeys = object[ClientCerts]{
+	what: "ssl.client",
+	fields: []field[ClientCerts]{
+		word("ssl.client.mode", false, func(c *ClientCerts) *ClientMode { return &c.Mode }, ClientOff, ClientRequest, ClientRequire),
+		{path: "ssl.client.ca_file", def: none, decode: func(d *decoder, v *hujson.Value, c *ClientCerts) {
+			c.CAFile = d.path(v, "ca_file")
+		}},
+	},
+}
+
+var backendTLSKeys = object[BackendTLS]{
+	what: "tls",
+	fields: []field[BackendTLS]{
+		{path: "tls.ca_file", def: "the system's", decode: func(d *decoder, v *hujson.Value, t *BackendTLS) {
+			t.CAFile = d.path(v, "ca_file")
+		}},
+		{path: "tls.server_name", def: "the host's", decode: func(d *decoder, v *hujson.Value, t *BackendTLS) {
+			d.serverName(v, t)
+		}},
+		{path: "tls.certificate", def: none, decode: func(d *decoder, v *hujson.Value, t *BackendTLS) {
+			t.Certificate = d.path(v, "certificate")
+		}},
+		{path: "tls.key", def: none, decode: func(d *decoder, v *hujson.Value, t *BackendTLS) {
+			t.Key = d.path(v, "key")
 		}},
 	},
 }
@@ -193,6 +251,7 @@ func (d *decoder) config(v *hujson.Value, c *Config) {
 	logKeys.preset(&c.AccessLog)
 	seen := configKeys.decode(d, v, c)
 	configKeys.require(d, v, seen)
+	c.inheritSSL()
 }
 
 // admin decodes admin.
@@ -301,6 +360,12 @@ func (d *decoder) backends(v *hujson.Value, r *Route) {
 		backendKeys.preset(&b)
 		seen := backendKeys.decode(d, e, &b)
 		backendKeys.require(d, e, seen)
+		if at := seen["tls"]; at != nil && !b.Secure() {
+			d.at(at.StartOffset, `write the host as "https://name:port"`, "tls is of no use for a backend without https")
+		}
+		if b.Secure() && b.TLS.CAFile == "" {
+			d.systemRoots(e)
+		}
 		if b.Host != "" && slices.ContainsFunc(r.Backends, func(o Backend) bool { return o.Host == b.Host }) {
 			d.at(seen["host"].StartOffset, "", "backend %q stands twice in this route", b.Host)
 		}

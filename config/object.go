@@ -151,6 +151,8 @@ func Keys() []Key {
 	list = append(list, keysOf(&logKeys, "global")...)
 	list = append(list, keysOf(&adminKeys, "global")...)
 	list = append(list, keysOf(&sslKeys, "global")...)
+	list = append(list, keysOf(&clientKeys, "global")...)
+	list = append(list, keysOf(&backendTLSKeys, "backend")...)
 	return list
 }
 

@@ -13,14 +13,14 @@ import (
 // on. Weight and max_connections are no part of it; max_failure and cooldown
 // are, because the health that they make can only be one.
 func BackendKey(addr string, b *config.Backend) string {
-	return fmt.Sprintf("%d %v %s %s", b.MaxFailure, b.Cooldown, addr, b.Host)
+	return fmt.Sprintf("%d %v %s %s %v", b.MaxFailure, b.Cooldown, addr, b.Host, b.TLS)
 }
 
 // BackendAddresses returns the addresses of a backend's host, each "IP:port" or
 // "unix:PATH": none if its name is not among resolved, or did not resolve.
 func BackendAddresses(host string, resolved map[string][]string) []string {
 	if FixedAddress(host) {
-		return []string{host}
+		return []string{config.Address(host)}
 	}
 	return resolved[host]
 }
@@ -30,6 +30,6 @@ func FixedAddress(host string) bool {
 	if strings.HasPrefix(host, "unix:") {
 		return true
 	}
-	_, err := netip.ParseAddrPort(host)
+	_, err := netip.ParseAddrPort(config.Address(host))
 	return err == nil
 }

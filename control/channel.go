@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/cloud-cup/cloud-cup/config"
 	"io"
 	"os"
 	"time"
@@ -115,6 +116,8 @@ type Listener struct {
 	ID uint32 `json:"id"` // never used again by the same master
 	// Address is as configured, with the port in use; in TypeListen.
 	Address string `json:"address,omitempty"`
+	// Root, in TypeListen, is the address as it stands in config.Config.Root.
+	Root string `json:"root,omitempty"`
 	// Shared, in TypeListen, says that all workers accept from this socket,
 	// and not one alone.
 	Shared bool `json:"shared,omitempty"`
@@ -145,6 +148,11 @@ type Payload struct {
 	// RouteIndex holds each route's place in shm.Page.Routes, in the order of
 	// the file.
 	RouteIndex []int `json:"route_index"`
+	// Files are the contents of the files that Text names.
+	Files config.Files `json:"files,omitempty"`
+	// TicketKeys encrypt session tickets (RFC 8446 4.6.1): the first new
+	// ones, all of them those that clients come back with.
+	TicketKeys [][32]byte `json:"ticket_keys,omitempty"`
 }
 
 // Channel is one end of the connection between master and worker. Receive

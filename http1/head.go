@@ -375,6 +375,7 @@ var knownFields = func() (table [64]knownField) {
 		{"transfer-encoding", message.FieldTransferEncoding},
 		{"upgrade", message.FieldUpgrade},
 		{"via", message.FieldVia},
+		{"x-client-cert-subject", message.FieldXClientCertSubject},
 		{"x-forwarded-for", message.FieldXForwardedFor},
 		{"x-forwarded-host", message.FieldXForwardedHost},
 		{"x-forwarded-port", message.FieldXForwardedPort},

@@ -19,7 +19,7 @@ func TestKnownFields(t *testing.T) {
 		"Keep-Alive": message.FieldKeepAlive, "Proxy-Connection": message.FieldProxyConnection,
 		"Server": message.FieldServer, "TE": message.FieldTE, "Trailer": message.FieldTrailer,
 		"Transfer-Encoding": message.FieldTransferEncoding, "Upgrade": message.FieldUpgrade,
-		"Via": message.FieldVia, "X-Forwarded-For": message.FieldXForwardedFor,
+		"Via": message.FieldVia, "X-Client-Cert-Subject": message.FieldXClientCertSubject, "X-Forwarded-For": message.FieldXForwardedFor,
 		"X-Forwarded-Host": message.FieldXForwardedHost, "X-Forwarded-Port": message.FieldXForwardedPort,
 		"X-Forwarded-Proto": message.FieldXForwardedProto, "X-Request-Id": message.FieldXRequestID,
 	} {

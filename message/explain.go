@@ -60,6 +60,38 @@ var explanations = [reasonCount]Explanation{
 		[]string{"someone traces the way of requests"},
 		[]string{"nothing"},
 	},
+	ReasonTLSHandshake: {
+		"no TLS with the client",
+		"The TLS handshake of a client failed, or was not complete within timeouts.client_head. The connection was closed, after an alert where TLS has one for the cause.",
+		[]string{
+			"a client that speaks no version, suite or key exchange that is offered",
+			"a client that does not trust the certificate, or shows none where ssl.client asks for one",
+			"a port scan, or a client that gave up",
+		},
+		[]string{
+			"openssl s_client -connect HOST:PORT -servername NAME shows what a client sees",
+			"cupctl certs shows which certificates are served, and until when they are valid",
+			"nothing, if there are few",
+		},
+	},
+	ReasonPlainHTTP: {
+		"HTTP on a port for HTTPS",
+		"A request without TLS came to an address that speaks TLS. It was answered by 400 in clear text.",
+		[]string{"a URL with http:// and the port of https", "a proxy or health check in front that does not speak TLS"},
+		[]string{"correct the URL", "let an address of its own redirect: \"redirect\": \"https\""},
+	},
+	ReasonMisdirected: {
+		"another host's connection",
+		"A request named a host that has another certificate than the one of its connection's handshake. It was answered by 421, on which browsers open a connection of their own.",
+		[]string{"a client that uses one connection for several hosts", "a client that asks for one name by TLS (SNI) and for another by HTTP"},
+		[]string{"nothing, for browsers", "let one certificate be for both names"},
+	},
+	ReasonRedirect: {
+		"sent on to https",
+		"The address redirects all requests to https. It was answered by 308; this is no failure.",
+		[]string{"someone asked by http"},
+		[]string{"nothing"},
+	},
 	ReasonClientTimeout: {
 		"the client was too slow",
 		"A client began a request and did not go on in time. It was answered by 408, or cut if a response had begun.",
@@ -118,6 +150,18 @@ var explanations = [reasonCount]Explanation{
 			"the backend's queue of connections is full (unix sockets)",
 		},
 		[]string{"cupctl check -b BACKEND connects to it from here", "ss -ltnp on the backend's host shows what listens"},
+	},
+	ReasonBackendTLS: {
+		"no TLS with the backend",
+		"The TLS handshake with a backend failed, and no other backend could take the request. It was answered by 502. Nothing of the request was sent.",
+		[]string{
+			"its certificate has expired, is for another name, or is signed by an authority that is not known here",
+			"the backend speaks plain HTTP on that port, or wants a certificate of ours",
+		},
+		[]string{
+			"openssl s_client -connect HOST:PORT -servername NAME shows the certificate",
+			"set tls.ca_file or tls.server_name of the backend; its certificate is always verified",
+		},
 	},
 	ReasonBackendReset: {
 		"the backend hung up without an answer",

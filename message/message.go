@@ -46,6 +46,7 @@ const (
 	FieldTransferEncoding
 	FieldUpgrade
 	FieldVia
+	FieldXClientCertSubject
 	FieldXForwardedFor
 	FieldXForwardedHost
 	FieldXForwardedPort

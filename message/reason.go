@@ -15,12 +15,17 @@ const (
 	ReasonVersion
 	ReasonMethod
 	ReasonMaxForwards
+	ReasonTLSHandshake
+	ReasonPlainHTTP
+	ReasonMisdirected
+	ReasonRedirect
 	ReasonClientTimeout
 	ReasonClientGone
 	ReasonNoBackend
 	ReasonBackendFull
 	ReasonBackendUnresolved
 	ReasonBackendRefused
+	ReasonBackendTLS
 	ReasonBackendReset
 	ReasonBackendMalformed
 	ReasonConnectTimeout
@@ -48,12 +53,17 @@ var reasons = [reasonCount]ReasonInfo{
 	ReasonVersion:           {"version_not_supported", 505, "HTTP Version Not Supported", "This server speaks HTTP/1.1 and HTTP/1.0 only."},
 	ReasonMethod:            {"method_not_supported", 501, "Not Implemented", "This server does not open tunnels for CONNECT."},
 	ReasonMaxForwards:       {"max_forwards", 200, "OK", "The request was to be forwarded no further than to this server."},
+	ReasonTLSHandshake:      {"tls_handshake", 0, "", "The TLS handshake with the client failed or took too long."},
+	ReasonPlainHTTP:         {"plain_http", 400, "Bad Request", "This port speaks HTTPS; the request came without TLS."},
+	ReasonMisdirected:       {"misdirected", 421, "Misdirected Request", "This connection was made for another host: open one for this host."},
+	ReasonRedirect:          {"redirect", 308, "Permanent Redirect", "This address is served over HTTPS alone."},
 	ReasonClientTimeout:     {"client_timeout", 408, "Request Timeout", "The request did not arrive in time."},
 	ReasonClientGone:        {"client_gone", 0, "", "The client closed the connection before the exchange was complete."},
 	ReasonNoBackend:         {"no_backend", 503, "Service Unavailable", "No backend of this route is available."},
 	ReasonBackendFull:       {"backend_full", 503, "Service Unavailable", "Every backend of this route that is available has as many requests as it may."},
 	ReasonBackendUnresolved: {"backend_unresolved", 503, "Service Unavailable", "The names of this route's backends do not resolve."},
 	ReasonBackendRefused:    {"backend_refused", 502, "Bad Gateway", "The backend could not be connected to."},
+	ReasonBackendTLS:        {"backend_tls", 502, "Bad Gateway", "The TLS handshake with the backend failed."},
 	ReasonBackendReset:      {"backend_reset", 502, "Bad Gateway", "The backend closed the connection before it answered."},
 	ReasonBackendMalformed:  {"backend_malformed", 502, "Bad Gateway", "The backend's answer does not follow HTTP/1.1."},
 	ReasonConnectTimeout:    {"connect_timeout", 504, "Gateway Timeout", "The connection to the backend was not established in time."},

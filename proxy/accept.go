@@ -26,6 +26,7 @@ type listener struct {
 	id     uint32 // the caller's
 	index  uint32 // in Proxy.listeners, where its place is used again
 	fd     int32
+	root   string // of the configuration: what Snapshot calls it
 	port   []byte // of the address, as text
 	shared bool   // other workers accept from it, too
 	ops    [acceptsMax]loop.Op
@@ -54,7 +55,7 @@ const (
 // Proxy owns from now on, also after an error. id names it in Unlisten and is no other
 // listener's. address is as configured, with the port in use. shared says that
 // other workers accept from the same socket: see tooMany. On the loop's thread.
-func (p *Proxy) Listen(id uint32, fd int32, address string, shared bool) error {
+func (p *Proxy) Listen(id uint32, fd int32, address, root string, shared bool) error {
 	if err := p.attachListener(id, fd); err != nil {
 		return errors.Join(err, os.NewSyscallError("close", unix.Close(int(fd))))
 	}
@@ -63,7 +64,7 @@ func (p *Proxy) Listen(id uint32, fd int32, address string, shared bool) error {
 		index = len(p.listeners)
 		p.listeners = append(p.listeners, nil)
 	}
-	l := &listener{id: id, index: uint32(index), fd: fd, port: portOf(address), shared: shared}
+	l := &listener{id: id, index: uint32(index), fd: fd, root: root, port: portOf(address), shared: shared}
 	for i := range l.ops {
 		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}}
 	}

@@ -37,7 +37,7 @@ func (l *listening) give(r *rig, id uint32) {
 	copied := -1
 	require.NoError(l.t, raw.Control(func(fd uintptr) { copied, err = unix.Dup(int(fd)) }))
 	require.NoError(l.t, err)
-	r.onLoop(func() { err = r.proxy.Listen(id, int32(copied), l.addr, l.shared) })
+	r.onLoop(func() { err = r.proxy.Listen(id, int32(copied), l.addr, l.addr, l.shared) })
 	require.NoError(l.t, err)
 }
 

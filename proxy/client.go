@@ -6,6 +6,7 @@ import (
 	"github.com/cloud-cup/cloud-cup/http1"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
+	"github.com/cloud-cup/cloud-cup/tlsconn"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,8 +44,9 @@ type client struct {
 	listener  *listener
 	x         *exchange // from a head's first byte to its exchange's end
 	requests  int
-	discarded int // bytes thrown away while lingering
-	unsent    int // what Unsent said at the last deadline of a stalled send
+	discarded int    // bytes thrown away while lingering
+	location  []byte // where the next answer of our own sends the client on to
+	unsent    int    // what Unsent said at the last deadline of a stalled send
 	next      *client
 }
 
@@ -76,6 +78,9 @@ func (p *Proxy) accepted(l *listener, op *loop.Op) {
 	c.listener = l
 	c.addr = op.Addr.Addr().Unmap()
 	c.become(clientIdle)
+	if policy := p.snap.TLS[l.root]; policy != nil {
+		c.secure(tlsconn.Server, policy.Config).policy = policy
+	}
 	p.counters.Accepted++
 	c.mark()
 }
@@ -111,10 +116,14 @@ func (c *client) advance() {
 				return
 			}
 		case clientFlush:
-			if !c.out.empty() || c.send.InFlight() {
+			if c.abort && !c.pending() {
+				c.become(clientClosing) // without a close_notify
 				return
 			}
-			if c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
+			if !c.endSession() {
+				return
+			}
+			if c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
 				c.become(clientClosing)
 				return
 			}
@@ -272,7 +281,11 @@ func (c *client) waitsFor() (wait, int64) {
 	if c.state == clientExchange && c.x.state == exchangeTunnel {
 		return waitTunnel, int64(c.x.route.spec.Timeouts.TunnelIdle)
 	}
-	if !c.out.empty() && c.state != clientClosing {
+	if c.state == clientIdle && c.shaking() {
+		c.progress = false // the whole handshake within one deadline
+		return waitHandshake, int64(t.ClientHead)
+	}
+	if c.queued() && c.state != clientClosing {
 		return waitSend, int64(t.ClientIdle)
 	}
 	switch c.state {
@@ -299,7 +312,12 @@ func (c *client) waitsFor() (wait, int64) {
 func (c *client) timeout() {
 	switch c.state {
 	case clientIdle:
-		if c.p.draining && c.p.engine.Unsent(c.fd) == 0 {
+		if c.shaking() {
+			c.because(message.ReasonTLSHandshake)
+			c.cut()
+			return
+		}
+		if c.p.draining && c.tls == nil && c.p.engine.Unsent(c.fd) == 0 {
 			// It has every response, and no request has come in its grace:
 			// nothing is there that a RST could overtake.
 			c.become(clientClosing)
@@ -314,7 +332,7 @@ func (c *client) timeout() {
 			c.cut()
 			return
 		}
-		if !c.out.empty() {
+		if c.queued() {
 			c.stalled()
 			return
 		}

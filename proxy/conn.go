@@ -23,6 +23,7 @@ type conn struct {
 
 	in  inQueue
 	out outQueue
+	tls *session // nil: what is queued goes as it is
 
 	// Bytes of our own making are written into pad behind padEnd, and queued.
 	pad    *loop.Buffer
@@ -79,6 +80,7 @@ const (
 	waitSend
 	waitLinger
 	waitConnect
+	waitHandshake
 	waitTunnel
 )
 
@@ -127,14 +129,17 @@ func (c *conn) settle() {
 	if !c.closing {
 		c.owner.advance()
 	}
+	for c.tls != nil && !c.closing && c.tls.fill() {
+		c.owner.advance()
+	}
 	if c.closing {
 		c.reap()
 		return
 	}
-	if !c.send.InFlight() && !c.out.empty() && c.sendFault == 0 && c.owner.wantSend() {
+	if !c.send.InFlight() && c.queued() && c.sendFault == 0 && c.owner.wantSend() {
 		c.flush()
 	}
-	if !c.recv.InFlight() && !c.eof && c.fault == 0 {
+	if !c.recv.InFlight() && !c.eof && c.fault == 0 && (c.tls == nil || c.tls.thirsty()) {
 		if code, class := c.owner.wantRecv(); code != 0 {
 			c.recv.Code, c.recv.Size, c.recv.FD = code, class, c.fd
 			c.p.engine.Submit(&c.recv)
@@ -145,9 +150,16 @@ func (c *conn) settle() {
 
 // flush sends what is queued, as much as one send takes.
 func (c *conn) flush() {
+	out := &c.out
+	if c.tls != nil {
+		if !c.tls.seal() {
+			return
+		}
+		out = &c.tls.out
+	}
 	b := c.p.takeBatch()
 	c.batch = b
-	c.send.Vecs = b.vecs[:c.out.gather(&b.vecs)]
+	c.send.Vecs = b.vecs[:out.gather(&b.vecs)]
 	c.send.FD = c.fd
 	c.p.engine.Submit(&c.send)
 }
@@ -166,12 +178,18 @@ func (c *conn) received(op *loop.Op) {
 	case op.Err == syscall.ECANCELED:
 	case op.Err != 0:
 		c.fault = op.Err
+	case op.N == 0 && c.tls != nil:
+		c.tls.ended = true
+		c.tls.arrived()
 	case op.N == 0:
 		c.eof = true
 	default:
 		c.progress = true
-		c.in.add(op.Buf, op.N)
+		c.wire().add(op.Buf, op.N)
 		op.Buf = nil
+		if c.tls != nil {
+			c.tls.arrived()
+		}
 	}
 }
 
@@ -224,7 +242,13 @@ func (c *conn) sent(op *loop.Op) {
 	c.p.putBatch(c.batch)
 	c.batch = nil
 	c.send.Vecs = nil
-	if op.Err == 0 {
+	if op.Err == 0 && c.tls != nil {
+		c.progress = true
+		c.tls.out.sent(op.N)
+		if c.tls.out.empty() {
+			c.tls.dropPad()
+		}
+	} else if op.Err == 0 {
 		c.progress = true
 		c.out.sent(op.N)
 		if c.out.empty() {
@@ -305,6 +329,13 @@ func (c *conn) reap() {
 	}
 	if s, ok := c.owner.(*stream); ok && s.connect.InFlight() {
 		return
+	}
+	if s := c.tls; s != nil {
+		if s.tls.Busy() {
+			return // settled again when the helper is done
+		}
+		s.drop()
+		c.tls = nil
 	}
 	c.out.drop()
 	c.in.drop()
@@ -477,6 +508,17 @@ func (q *outQueue) add(buf *loop.Buffer, b []byte) {
 	}
 	q.segs = append(q.segs, segment{buf, b})
 	q.padEnd = -1
+}
+
+// bytes is the number of queued bytes, at most limit.
+func (q *outQueue) bytes(limit int) int {
+	n := 0
+	for _, s := range q.segs[q.head:] {
+		if n += len(s.b); n >= limit {
+			return limit
+		}
+	}
+	return n
 }
 
 // gather fills vecs from the front and returns how many it took.

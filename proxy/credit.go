@@ -104,6 +104,12 @@ func (p *Proxy) relieve() {
 // memory is the size of the buffers that c holds.
 func (c *conn) memory() int {
 	n := c.out.held
+	if s := c.tls; s != nil {
+		n += s.out.held
+		for i := range s.in.pieces {
+			n += len(s.in.pieces[i].buf.Bytes())
+		}
+	}
 	for i := range c.in.pieces {
 		n += len(c.in.pieces[i].buf.Bytes())
 	}

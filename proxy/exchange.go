@@ -99,7 +99,10 @@ func (x *exchange) begin(n int) {
 	limit := x.route.spec.Limits.BodyBytes
 	x.reqBody.start(req.Framing, req.Length, req.Framing == message.FramingChunked, limit)
 	x.become(exchangeAsk)
-	reason := x.writeRequestHead()
+	reason := x.turnedAway()
+	if reason == message.ReasonNone {
+		reason = x.writeRequestHead()
+	}
 	c.in.consume(n)
 	x.req.Bytes = nil // dies with the buffer
 	if limit >= 0 && req.Framing == message.FramingLength && req.Length > limit {

@@ -37,19 +37,31 @@ func (x *exchange) dropped(trusted bool) *[256]bool {
 
 var (
 	dropUntrusted = [256]bool{
-		message.FieldHost:            true,
-		message.FieldForwarded:       true,
-		message.FieldXForwardedFor:   true,
-		message.FieldXForwardedHost:  true,
-		message.FieldXForwardedPort:  true,
-		message.FieldXForwardedProto: true,
+		message.FieldHost:               true,
+		message.FieldForwarded:          true,
+		message.FieldXClientCertSubject: true,
+		message.FieldXForwardedFor:      true,
+		message.FieldXForwardedHost:     true,
+		message.FieldXForwardedPort:     true,
+		message.FieldXForwardedProto:    true,
 	}
-	dropForwarded  = [256]bool{message.FieldHost: true, message.FieldForwarded: true}
-	dropXForwarded = [256]bool{message.FieldHost: true, message.FieldXForwardedFor: true}
+	// Not even a trusted proxy tells who its client is by a certificate.
+	dropForwarded = [256]bool{
+		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldForwarded: true,
+	}
+	dropXForwarded = [256]bool{
+		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldXForwardedFor: true,
+	}
 )
 
-// appendForwarded appends the route's kind of forwarding fields.
+// appendForwarded appends the route's kind of forwarding fields, and who the
+// client showed itself to be.
 func (x *exchange) appendForwarded(b []byte, trusted bool) []byte {
+	if s := x.client.tls; s != nil && s.subject != "" {
+		b = append(b, "X-Client-Cert-Subject: "...)
+		b = append(b, s.subject...)
+		b = append(b, '\r', '\n')
+	}
 	if x.route.spec.RFC7239 {
 		return x.appendRFC7239(b, trusted)
 	}
@@ -62,7 +74,9 @@ func (x *exchange) appendForwarded(b []byte, trusted bool) []byte {
 	b = append(b, '\r', '\n')
 	// A trusted proxy knows what the first client asked for.
 	if !trusted || req.Find(message.FieldXForwardedProto) == nil {
-		b = append(b, "X-Forwarded-Proto: http\r\n"...)
+		b = append(b, "X-Forwarded-Proto: "...)
+		b = append(b, c.scheme()...)
+		b = append(b, '\r', '\n')
 	}
 	if host := req.Text(req.Host); len(host) > 0 && (!trusted || req.Find(message.FieldXForwardedHost) == nil) {
 		b = append(b, "X-Forwarded-Host: "...)
@@ -100,7 +114,17 @@ func (x *exchange) appendRFC7239(b []byte, trusted bool) []byte {
 		b = append(b, host...)
 		b = append(b, '"')
 	}
-	return append(b, ";proto=http\r\n"...)
+	b = append(b, ";proto="...)
+	b = append(b, c.scheme()...)
+	return append(b, '\r', '\n')
+}
+
+// scheme is how c's client speaks to us.
+func (c *client) scheme() string {
+	if c.tls != nil {
+		return "https"
+	}
+	return "http"
 }
 
 // appendList appends the values of all fields with the ID as one list, with a

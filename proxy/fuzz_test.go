@@ -176,7 +176,7 @@ func newWorld(engine string) (*world, error) {
 		return nil, err
 	}
 	w.proxy.Apply(s)
-	if err := w.proxy.Listen(0, int32(front), "127.0.0.1:80", false); err != nil {
+	if err := w.proxy.Listen(0, int32(front), "127.0.0.1:80", "127.0.0.1:80", false); err != nil {
 		return nil, err
 	}
 	if err := w.proxy.Turn(0); err != nil {

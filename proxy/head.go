@@ -32,6 +32,9 @@ func (x *exchange) writeRequestHead() message.Reason {
 	host := req.Text(req.Host)
 	// The Host stands at most three times in what we write.
 	room := len(req.Bytes) + 3*max(len(host), len(r.host)) + len(r.request.lines) + requestHeadRoom
+	if c.tls != nil {
+		room += len(c.tls.subject)
+	}
 	switch {
 	case room > loop.BodyBytes:
 		return message.ReasonHeadTooLarge
@@ -268,7 +271,7 @@ func named(name []byte, names []string) bool {
 func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	c.because(reason)
 	info := reason.Info()
-	if !c.room(answerRoom) {
+	if !c.room(answerRoom + len(c.location)) {
 		return false // the connection ends without an answer
 	}
 	if c.x != nil {
@@ -282,6 +285,11 @@ func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	b = append(b, "\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nDate: "...)
 	b = append(b, c.p.date()...)
 	b = append(b, '\r', '\n')
+	if reason == message.ReasonRedirect {
+		b = append(b, "Location: "...)
+		b = append(b, c.location...)
+		b = append(b, '\r', '\n')
+	}
 	b = appendLength(b, int64(length))
 	if last {
 		b = append(b, "Connection: close\r\n"...)

@@ -50,9 +50,12 @@ type Proxy struct {
 
 	conns   []*conn // by index
 	dirty   []*conn
-	starved []*conn // waiting for memory: looked at with the next tick
-	clients int     // client connections open
-	streams int     // backend connections open
+	starved []*conn       // waiting for memory: looked at with the next tick
+	shaking []*session    // handshakes that can go on
+	helpers chan struct{} // holds one for each job on another thread
+	plain   []byte        // what is put together for one record
+	clients int           // client connections open
+	streams int           // backend connections open
 
 	freeClients   *client
 	freeStreams   *stream
@@ -121,6 +124,8 @@ func New(cfg Config) *Proxy {
 		lines:       accesslog.NewWriter(cfg.Slot, cfg.Engine.Name()),
 		wallAt:      -1,
 		retryBudget: retryBurst,
+		helpers:     make(chan struct{}, helpersMax),
+		plain:       make([]byte, 0, recordBytes),
 		acceptTimer: loop.Timer{Tag: timerAccept},
 		renewTimer:  loop.Timer{Tag: timerRenew},
 		sharedTimer: loop.Timer{Tag: timerShared},
@@ -154,7 +159,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 				b = p.newBackend(m)
 				p.backends[m.row] = b
 			}
-			b.named = true
+			b.named, b.tls = true, m.tls
 			r.backends[i] = b
 			member := r.balancer.Member(i)
 			member.Row = b.row
@@ -238,7 +243,7 @@ func (p *Proxy) Drain(deadline, grace time.Duration) {
 func (p *Proxy) Run() (cut int, err error) {
 	for {
 		wait := p.wheel.Next(p.now)
-		if p.leaveListeners() {
+		if p.leaveListeners() || len(p.shaking) > 0 {
 			wait = 0
 		}
 		if p.draining {
@@ -253,8 +258,12 @@ func (p *Proxy) Run() (cut int, err error) {
 			return cut, err
 		}
 		p.turn()
+		p.shake()
 	}
 }
+
+// helpersMax is the number of signatures that are made at the same time.
+const helpersMax = 2
 
 // cutGrace is how long cut connections may take to close.
 const cutGrace = int64(100e6)

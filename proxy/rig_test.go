@@ -67,7 +67,7 @@ type rig struct {
 }
 
 // start runs a Proxy over the named engine. edit may change the snapshot
-// before it is applied.
+// before it is applied; the TLS of "listener" is that of its port.
 func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*proxy.Snapshot)) *rig {
 	t.Helper()
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -86,6 +86,9 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 	s := snapshot(routes)
 	if edit != nil {
 		edit(s)
+	}
+	if policy := s.TLS["listener"]; policy != nil {
+		s.TLS[r.addr] = policy
 	}
 	require.NoError(t, proxy.Prepare(s))
 	ready := make(chan error, 1)
@@ -109,7 +112,7 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		})
 		r.proxy.Apply(s)
-		ready <- r.proxy.Listen(0, int32(fd), r.addr, false)
+		ready <- r.proxy.Listen(0, int32(fd), r.addr, r.addr, false)
 		r.cut, err = r.proxy.Run()
 		if err != nil {
 			t.Error("run:", err)

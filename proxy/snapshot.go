@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,6 +24,12 @@ type Snapshot struct {
 	Timeouts   Timeouts
 	Limits     Limits
 	Log        LogSpec // of requests that are none, and belong to no route
+	// TLS is how listeners speak TLS, by their root as given to Listen; those
+	// that do not are not in it.
+	TLS map[string]*ListenerTLS
+	// Redirects are the listeners that answer every request by the same URL
+	// with https, by root, each with the port to go to.
+	Redirects map[string]int
 
 	log   logRef       // set by Apply
 	logs  []*accessLog // that it names, likewise
@@ -73,6 +80,7 @@ type BackendSpec struct {
 	// MaxConnections bounds the exchanges that all workers together have with
 	// one of the addresses; 0: no bound.
 	MaxConnections int
+	TLS            *tls.Config // nil: without
 }
 
 // BackendAddr is an address of a backend with its row in shm.Backends. The row
@@ -155,12 +163,16 @@ type memberSpec struct {
 	host    string
 	addr    loop.Addr
 	counted bool // a route bounds the exchanges with it
+	tls     *tls.Config
 }
 
 // hostOf is the Host field of a backend.
 func hostOf(host string) string {
 	if strings.HasPrefix(host, "unix:") {
 		return "localhost"
+	}
+	if name, secure := strings.CutPrefix(host, "https://"); secure {
+		return strings.TrimSuffix(name, ":443")
 	}
 	return host
 }
@@ -196,7 +208,7 @@ func Prepare(s *Snapshot) error {
 		for j := range spec.Backends {
 			b := &spec.Backends[j]
 			for _, a := range b.Addrs {
-				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr, counted[a.Row]})
+				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr, counted[a.Row], b.TLS})
 				members = append(members, balance.Member{
 					Weight:      b.Weight,
 					Addresses:   len(b.Addrs),

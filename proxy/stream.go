@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"syscall"
 	"time"
 
@@ -9,33 +10,36 @@ import (
 	"github.com/cloud-cup/cloud-cup/internal/shm"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
+	"github.com/cloud-cup/cloud-cup/tlsconn"
 )
 
 // streamState is what a backend stream waits for.
 type streamState uint8
 
 const (
-	streamFree    streamState = iota // in the free list
-	streamConnect                    // waiting for connect(2)
-	streamHead                       // waiting for a response's head
-	streamBody                       // the response's body is coming
-	streamTunnel                     // bytes move both ways
-	streamSettle                     // the response is whole: waiting for the last send's result
-	streamIdle                       // in the backend's pool
-	streamClosing                    // waiting for the kernel to return our operations
+	streamFree      streamState = iota // in the free list
+	streamConnect                      // waiting for connect(2)
+	streamHandshake                    // waiting for the end of the TLS handshake
+	streamHead                         // waiting for a response's head
+	streamBody                         // the response's body is coming
+	streamTunnel                       // bytes move both ways
+	streamSettle                       // the response is whole: waiting for the last send's result
+	streamIdle                         // in the backend's pool
+	streamClosing                      // waiting for the kernel to return our operations
 	streamStates
 )
 
 // streamMoves lists the legal moves.
 var streamMoves = [streamStates][streamStates]bool{
-	streamFree:    {streamConnect: true},
-	streamConnect: {streamHead: true, streamClosing: true},
-	streamHead:    {streamBody: true, streamTunnel: true, streamClosing: true},
-	streamTunnel:  {streamClosing: true},
-	streamBody:    {streamSettle: true, streamIdle: true, streamClosing: true},
-	streamSettle:  {streamIdle: true, streamClosing: true},
-	streamIdle:    {streamHead: true, streamClosing: true},
-	streamClosing: {streamFree: true},
+	streamFree:      {streamConnect: true},
+	streamConnect:   {streamHandshake: true, streamHead: true, streamClosing: true},
+	streamHandshake: {streamHead: true, streamClosing: true},
+	streamHead:      {streamBody: true, streamTunnel: true, streamClosing: true},
+	streamTunnel:    {streamClosing: true},
+	streamBody:      {streamSettle: true, streamIdle: true, streamClosing: true},
+	streamSettle:    {streamIdle: true, streamClosing: true},
+	streamIdle:      {streamHead: true, streamClosing: true},
+	streamClosing:   {streamFree: true},
 }
 
 // stream is one connection to a backend, serving one exchange after another.
@@ -68,7 +72,8 @@ type backend struct {
 	hostLine []byte            // its Host field, for routes that send it
 	idle     *stream           // the most recently used first
 	coldest  *stream
-	named    bool // by the snapshot in force
+	tls      *tls.Config // nil: without
+	named    bool        // by the snapshot in force
 }
 
 func (p *Proxy) newBackend(m *memberSpec) *backend {
@@ -203,7 +208,12 @@ func (st *stream) connected(op *loop.Op) {
 	}
 	st.progress = true
 	st.x.rec.connected = st.p.now
-	st.become(streamHead)
+	if st.backend.tls == nil {
+		st.become(streamHead)
+		return
+	}
+	st.become(streamHandshake)
+	st.secure(tlsconn.Client, st.backend.tls)
 }
 
 func (st *stream) advance() {
@@ -213,6 +223,14 @@ func (st *stream) advance() {
 		}
 		if st.state == streamBody {
 			st.x.moveResponse()
+		}
+	case streamHandshake:
+		switch {
+		case st.fault != 0 || st.sendFault != 0:
+			st.x.attemptFailed(message.ReasonBackendTLS, balance.Refused)
+		case st.tls.up:
+			st.x.rec.connected = st.p.now
+			st.become(streamHead)
 		}
 	case streamBody:
 		st.x.moveResponse()
@@ -298,7 +316,7 @@ func (st *stream) release(requestDone bool) {
 // settled puts the stream into its backend's pool, if nothing of the request
 // is left unsent.
 func (st *stream) settled() {
-	if !st.out.empty() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named || st.backend.disabled() {
+	if st.queued() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named || st.backend.disabled() {
 		st.become(streamClosing)
 		return
 	}
@@ -318,6 +336,8 @@ func (st *stream) wrote(n int) {
 
 func (st *stream) wantRecv() (loop.Code, loop.Class) {
 	switch st.state {
+	case streamHandshake:
+		return loop.RecvMulti, loop.ClassHead
 	case streamHead:
 		// While a head is joined from pieces, what comes is bounded by the
 		// parser's limit; interim heads by what the client takes.
@@ -340,11 +360,11 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 
 func (st *stream) waitsFor() (wait, int64) {
 	switch st.state {
-	case streamConnect:
+	case streamConnect, streamHandshake: // both within one deadline
 		st.progress = false
 		return waitConnect, int64(st.x.route.spec.Timeouts.Connect)
 	case streamHead:
-		if !st.out.empty() {
+		if st.queued() {
 			return waitSend, int64(st.x.route.spec.Timeouts.Response)
 		}
 		if st.x.reqBody.done {
@@ -366,7 +386,7 @@ func (st *stream) waitsFor() (wait, int64) {
 
 func (st *stream) timeout() {
 	switch st.state {
-	case streamConnect:
+	case streamConnect, streamHandshake:
 		st.x.backendTimeout(waitConnect)
 	case streamHead, streamBody:
 		st.x.backendTimeout(waitHead)

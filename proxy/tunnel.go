@@ -88,7 +88,7 @@ func (x *exchange) pump(b *body, from, to *conn) (moved bool) {
 		to.mark()
 		moved = true
 	}
-	if from.eof && !b.done && from.in.empty() && to.out.empty() && !to.send.InFlight() {
+	if from.eof && !b.done && from.in.empty() && to.endSession() {
 		b.done = true
 		x.p.engine.Shutdown(to.fd, unix.SHUT_WR)
 	}

@@ -47,14 +47,10 @@ type generation struct {
 	routeIndex []int          // by route
 }
 
-// parse validates text. The error is a config.Errors or tells what this
-// version cannot serve.
+// parse validates text. The error is a config.Errors.
 func parse(name string, text []byte, dir, source string) (*generation, error) {
 	cfg, err := config.Parse(name, text, dir)
 	if err != nil {
-		return nil, err
-	}
-	if err := cfg.Servable(); err != nil {
 		return nil, err
 	}
 	if err := checkBackends(name, cfg); err != nil {
@@ -112,7 +108,7 @@ func sum(text []byte) string {
 func (g *generation) seal() (fd int, err error) {
 	text, err := json.Marshal(control.Payload{
 		Generation: g.number, Name: g.name, Dir: g.dir, Text: g.text, Addresses: g.addresses,
-		Rows: g.rows, RouteIndex: g.routeIndex,
+		Rows: g.rows, RouteIndex: g.routeIndex, Files: g.cfg.Files,
 	})
 	if err != nil {
 		return -1, fmt.Errorf("configuration for a worker: %w", err)
@@ -164,7 +160,7 @@ func (g *generation) resolve(lookup lookupFunc, before *generation) {
 			defer wg.Done()
 			turns <- struct{}{}
 			defer func() { <-turns }()
-			found, err := resolveHost(ctx, lookup, host)
+			found, err := resolveHost(ctx, lookup, config.Address(host))
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

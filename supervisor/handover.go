@@ -134,7 +134,8 @@ func callMoves(moves []move, what control.Type) map[move]error {
 			msg := control.Message{Type: what, Listener: &control.Listener{ID: mv.socket.id}}
 			fd := -1
 			if what == control.TypeListen {
-				msg.Listener.Address, msg.Listener.Shared = mv.socket.group.address, mv.socket.group.shared
+				g := mv.socket.group
+				msg.Listener.Address, msg.Listener.Root, msg.Listener.Shared = g.address, g.root, g.shared
 				fd = mv.socket.fd
 			} else {
 				msg.Listener.Empty = mv.socket.group.removed

@@ -382,7 +382,6 @@ func TestRenegotiationIsRefused(t *testing.T) {
 func TestErrAgainIsNoNetError(t *testing.T) {
 	var n net.Error
 	require.False(t, errors.As(ErrAgain, &n), "callers compare it, and nobody else acts on it")
-	require.True(t, errAgain.Temporary())
 }
 
 func BenchmarkRequest(b *testing.B) {

@@ -18,7 +18,7 @@ func (w *worker) listen(l *control.Listener, fd int) error {
 	if err != nil {
 		return errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
 	}
-	if late := w.onLoop(func() { err = w.proxy.Listen(l.ID, int32(fd), l.Address, l.Shared) }); late != nil {
+	if late := w.onLoop(func() { err = w.proxy.Listen(l.ID, int32(fd), l.Address, l.Root, l.Shared) }); late != nil {
 		return late // and the process ends, with its descriptors
 	}
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 
 // newPrepared parses a payload and builds its snapshot.
 func newPrepared(p *control.Payload) (*prepared, error) {
-	cfg, err := config.Parse(p.Name, p.Text, p.Dir)
+	cfg, err := config.Reparse(p.Name, p.Text, p.Dir, p.Files)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +52,11 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 		Limits:     limits,
 		Log:        logOf(&cfg.AccessLog),
 		Routes:     make([]proxy.RouteSpec, 0, len(cfg.Routes)),
+		TLS:        map[string]*proxy.ListenerTLS{},
+		Redirects:  map[string]int{},
+	}
+	if err := addPolicies(s, cfg, p); err != nil {
+		return nil, err
 	}
 	if len(p.RouteIndex) != len(cfg.Routes) {
 		return nil, fmt.Errorf("%d routes have %d indices", len(cfg.Routes), len(p.RouteIndex))
@@ -100,7 +105,10 @@ func backendOf(b *config.Backend, p *control.Payload) (spec proxy.BackendSpec, e
 		}
 		spec.Addrs = append(spec.Addrs, proxy.BackendAddr{Addr: addr, Row: row})
 	}
-	return spec, nil
+	if b.Secure() {
+		spec.TLS, err = backendTLS(b, p.Files)
+	}
+	return spec, err
 }
 
 func addressOf(text string) (loop.Addr, error) {

@@ -77,7 +77,6 @@ type checkedFile struct {
 	File   string `json:"file"`
 	Valid  bool   `json:"valid"`
 	Routes int    `json:"routes"`
-	Note   string `json:"note,omitempty"` // why this version cannot serve it
 }
 
 func (c *command) checkFile(path string) error {
@@ -94,11 +93,8 @@ func (c *command) checkFile(path string) error {
 		return err
 	}
 	found := checkedFile{File: path, Valid: true, Routes: len(cfg.Routes)}
-	if err := cfg.Servable(); err != nil {
-		found.Note = "this version cannot serve it: " + err.Error()
-	}
 	return show(c, found, nil, func(f checkedFile) error {
-		_, err := fmt.Fprintf(c.out, "%s: valid, routes: %d\n%s", f.File, f.Routes, line("note: ", f.Note))
+		_, err := fmt.Fprintf(c.out, "%s: valid, routes: %d\n", f.File, f.Routes)
 		return err
 	})
 }
@@ -208,12 +204,4 @@ func (s *screen) probed(list []control.Probed) error {
 		})
 	}
 	return s.table([]string{"BACKEND", "ADDRESS", "STATE", "TIME", "STATUS", "ERROR"}, rows)
-}
-
-// line is text as a line of its own; nothing if there is none.
-func line(prefix, text string) string {
-	if text == "" {
-		return ""
-	}
-	return prefix + text + "\n"
 }

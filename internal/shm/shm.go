@@ -52,23 +52,25 @@ type Counters struct {
 // Totals only grow while a worker lives; those of the dead are added up, so
 // that a slot's sums never shrink.
 type Totals struct {
-	Accepted        uint64 // client connections
-	Requests        uint64 // heads of requests taken in, well-formed or not
-	BackendConnects uint64 // connections opened to backends
-	BackendReused   uint64 // exchanges that took an idle connection to a backend
-	Retries         uint64 // exchanges sent again on another connection
-	BytesIn         uint64 // from clients
-	BytesOut        uint64 // to clients
-	AcceptPaused    uint64 // times that accepting paused: connections, descriptors or memory
-	Quarantined     uint64 // connections ended because they broke a rule of ours
-	LoopTurns       uint64
-	Waits           uint64 // system calls that may have slept
-	Calls           uint64 // other system calls of the engine
-	Results         uint64 // results of operations that the engine delivered
-	NoBuffers       uint64 // times that a receive had to wait for a buffer
-	Overflows       uint64 // io_uring: completion queue overflows
-	HeapObjects     uint64 // objects allocated on the Go heap
-	LogDropped      uint64 // lines of access logs that could not be written
+	Accepted         uint64 // client connections
+	Requests         uint64 // heads of requests taken in, well-formed or not
+	BackendConnects  uint64 // connections opened to backends
+	BackendReused    uint64 // exchanges that took an idle connection to a backend
+	Retries          uint64 // exchanges sent again on another connection
+	BytesIn          uint64 // from clients
+	BytesOut         uint64 // to clients
+	AcceptPaused     uint64 // times that accepting paused: connections, descriptors or memory
+	Handshakes       uint64 // TLS handshakes completed, with clients and backends
+	HandshakesFailed uint64
+	Quarantined      uint64 // connections ended because they broke a rule of ours
+	LoopTurns        uint64
+	Waits            uint64 // system calls that may have slept
+	Calls            uint64 // other system calls of the engine
+	Results          uint64 // results of operations that the engine delivered
+	NoBuffers        uint64 // times that a receive had to wait for a buffer
+	Overflows        uint64 // io_uring: completion queue overflows
+	HeapObjects      uint64 // objects allocated on the Go heap
+	LogDropped       uint64 // lines of access logs that could not be written
 	// Reasons counts our own answers and cuts; the index is a
 	// message.Reason.
 	Reasons [ReasonsMax]uint64
@@ -103,6 +105,8 @@ func (t *Totals) Add(o *Totals) {
 	t.BytesIn += o.BytesIn
 	t.BytesOut += o.BytesOut
 	t.AcceptPaused += o.AcceptPaused
+	t.Handshakes += o.Handshakes
+	t.HandshakesFailed += o.HandshakesFailed
 	t.Quarantined += o.Quarantined
 	t.LoopTurns += o.LoopTurns
 	t.Waits += o.Waits

@@ -1,0 +1,44 @@
+package config
+
+import (
+	"os"
+
+	"github.com/tailscale/hujson"
+)
+
+// SystemRoots stands among Files for the system's certificate authorities. They
+// are there if a backend is verified by them.
+const SystemRoots = "the system's authorities"
+
+// rootFiles are where distributions keep the authorities in one file, the same
+// places as those of crypto/x509.
+var rootFiles = []string{
+	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Arch, Gentoo
+	"/etc/pki/tls/certs/ca-bundle.crt",                  // Fedora, RHEL 6
+	"/etc/ssl/ca-bundle.pem",                            // openSUSE
+	"/etc/pki/tls/cacert.pem",                           // OpenELEC
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // RHEL 7
+	"/etc/ssl/cert.pem",                                 // Alpine
+}
+
+// systemRoots reads the system's authorities for the backend at v. The
+// environment's SSL_CERT_FILE comes first.
+func (d *decoder) systemRoots(v *hujson.Value) {
+	if _, ok := d.files[SystemRoots]; ok {
+		return
+	}
+	files := rootFiles
+	if file := os.Getenv("SSL_CERT_FILE"); file != "" {
+		files = []string{file}
+	}
+	if !d.given {
+		for _, file := range files {
+			if text, err := readSmall(file); err == nil {
+				d.files[SystemRoots] = text
+				return
+			}
+		}
+	}
+	d.at(v.StartOffset, "install the package ca-certificates, or set tls.ca_file",
+		"the backend's certificate cannot be verified: this system has no certificate authorities")
+}

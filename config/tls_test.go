@@ -1,0 +1,137 @@
+package config
+
+import (
+	"crypto/tls"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// inSSL is a configuration with the members of ssl, and pairs in the folders a
+// and b.
+func inSSL(t *testing.T, members string) (text, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, folder := range []string{"a", "b"} {
+		writePair(t, filepath.Join(dir, folder), time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	}
+	pair := func(folder string) string {
+		return `"ssl_certificate": "` + folder + `/ssl_key/certificate.crt", "ssl_certificate_key": "` + folder + `/ssl_key/private.key"`
+	}
+	members = strings.NewReplacer("PAIR_A", pair("a"), "PAIR_B", pair("b")).Replace(members)
+	return `{"root": ":80", "ssl": {` + members + `}, "routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}}`, dir
+}
+
+func TestSSL(t *testing.T) {
+	text, dir := inSSL(t, `"certificates": [{PAIR_A}, {PAIR_B}], "min_version": "1.3", "curves": ["P-256", "X25519"],
+		"client": {"mode": "request", "ca_file": "a/ssl_key/certificate.crt"}`)
+	c, err := Parse("cup.json", []byte(text), dir)
+	require.NoError(t, err)
+	a, b := filepath.Join(dir, "a/ssl_key/"), filepath.Join(dir, "b/ssl_key/")
+	require.Equal(t, &SSL{
+		Certificates: []KeyPair{{a + "/certificate.crt", a + "/private.key"}, {b + "/certificate.crt", b + "/private.key"}},
+		MinVersion:   SSLVersion13,
+		Curves:       []tls.CurveID{tls.CurveP256, tls.X25519},
+		Client:       ClientCerts{Mode: ClientRequest, CAFile: a + "/certificate.crt"},
+	}, c.SSL)
+	require.Len(t, c.Files, 4)
+
+	// What was accepted is so elsewhere, without the files.
+	require.NoError(t, os.RemoveAll(dir))
+	again, err := Reparse("cup.json", []byte(text), dir, c.Files)
+	require.NoError(t, err)
+	require.Equal(t, c, again)
+	delete(c.Files, a+"/private.key")
+	_, err = Reparse("cup.json", []byte(text), dir, c.Files)
+	require.ErrorContains(t, err, "was not handed over")
+}
+
+func TestReparseDoesNotMindExpiry(t *testing.T) {
+	text, dir := inSSL(t, "PAIR_A")
+	c, err := Parse("cup.json", []byte(text), dir)
+	require.NoError(t, err)
+	writePair(t, filepath.Join(dir, "a"), time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour))
+	for path := range c.Files {
+		c.Files[path], err = os.ReadFile(path)
+		require.NoError(t, err)
+	}
+	_, err = Reparse("cup.json", []byte(text), dir, c.Files)
+	require.NoError(t, err)
+	_, err = Parse("cup.json", []byte(text), dir)
+	require.ErrorContains(t, err, "the certificate expired on ")
+}
+
+func TestSSLForms(t *testing.T) {
+	for members, want := range map[string]string{
+		``:                                     "ssl has neither ssl_certificate",
+		`PAIR_A, "certificates": [{PAIR_B}]`:   "certificates stands beside ssl_certificate",
+		`"certificates": []`:                   "certificates is empty",
+		`"certificates": [{PAIR_A}, {PAIR_A}]`: "stands twice in certificates",
+		`"certificates": [{"ssl_certificate": "a/ssl_key/certificate.crt"}]`:                             "ssl_certificate_key is missing in a certificate",
+		`"ssl_certificate_key": "a/ssl_key/private.key"`:                                                 "ssl_certificate is missing in ssl",
+		`PAIR_A, "min_version": "1.1"`:                                                                   `min_version: unknown word "1.1"`,
+		`PAIR_A, "curves": ["P256"]`:                                                                     `did you mean "P-256"?`,
+		`PAIR_A, "curves": ["P-256", "P-256"]`:                                                           "curve P-256 stands twice",
+		`PAIR_A, "curves": []`:                                                                           "curves must be a list",
+		`PAIR_A, "client": {"mode": "require"}`:                                                          "ca_file is missing",
+		`PAIR_A, "client": {"ca_file": "a/ssl_key/certificate.crt"}`:                                     "ca_file is of no use",
+		`PAIR_A, "client": {"mode": "require", "ca_file": "a/ssl_key/private.key"}`:                      "does not hold a certificate in PEM form",
+		`PAIR_A, "client": {"mode": "require", "ca_file": "nowhere.pem"}`:                                "no such file",
+		`"ssl_certificate": "a/ssl_key/certificate.crt", "ssl_certificate_key": "b/ssl_key/private.key"`: "does not belong to the certificate",
+	} {
+		text, dir := inSSL(t, members)
+		_, err := Parse("cup.json", []byte(text), dir)
+		require.ErrorContains(t, err, want, members)
+		require.Len(t, err.(Errors), 1, "%v", err)
+	}
+}
+
+func TestBackendTLS(t *testing.T) {
+	dir := t.TempDir()
+	writePair(t, dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	certificate, key := filepath.Join(dir, "ssl_key/certificate.crt"), filepath.Join(dir, "ssl_key/private.key")
+	t.Setenv("SSL_CERT_FILE", certificate)
+	backend := func(members string) (*Backend, Files, error) {
+		c, err := Parse("cup.json", []byte(`{"root": ":80", "routes": {"*": {"backends": [{`+members+`}]}}}`), dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &c.Routes[0].Backends[0], c.Files, nil
+	}
+	b, files, err := backend(`"host": "https://API.internal"`)
+	require.NoError(t, err)
+	require.Equal(t, "https://api.internal:443", b.Host)
+	require.Equal(t, "api.internal:443", b.Address())
+	require.True(t, b.Secure())
+	require.Equal(t, BackendTLS{}, b.TLS)
+	require.Len(t, files, 1)
+	require.Contains(t, files, SystemRoots)
+
+	b, files, err = backend(`"host": "https://[::1]:8443", "tls": {"ca_file": "ssl_key/certificate.crt", "server_name": "API.internal",
+		"certificate": "ssl_key/certificate.crt", "key": "ssl_key/private.key"}`)
+	require.NoError(t, err)
+	require.Equal(t, "https://[::1]:8443", b.Host)
+	require.Equal(t, BackendTLS{certificate, "api.internal", KeyPair{certificate, key}}, b.TLS)
+	require.Len(t, files, 2, "the system's authorities are not needed")
+
+	for members, want := range map[string]string{
+		`"host": "127.0.0.1:1", "tls": {}`:                                           "tls is of no use",
+		`"host": "https://unix:/run/x"`:                                              "TLS goes over TCP",
+		`"host": "https://a.b:0"`:                                                    "is not a port",
+		`"host": "https://a.b:1", "tls": {"server_name": "a b"}`:                     "a name has no",
+		`"host": "https://a.b:1", "tls": {"certificate": "ssl_key/certificate.crt"}`: "key is missing in tls",
+		`"host": "https://a.b:1", "tls": {"ca_file": "nowhere"}`:                     "no such file",
+		`"host": "https://a.b:1", "tls": {"verify": false}`:                          "unknown key",
+	} {
+		_, _, err := backend(members)
+		require.ErrorContains(t, err, want, members)
+	}
+
+	t.Setenv("SSL_CERT_FILE", filepath.Join(dir, "nowhere"))
+	_, _, err = backend(`"host": "https://a.b:1"`)
+	require.ErrorContains(t, err, "this system has no certificate authorities")
+}

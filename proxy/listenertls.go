@@ -1,0 +1,119 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/tls"
+	"strconv"
+
+	"github.com/cloud-cup/cloud-cup/message"
+)
+
+// ListenerTLS is how a listener speaks TLS. It never changes.
+type ListenerTLS struct {
+	// Config is what handshakes are done with.
+	Config *tls.Config
+	// Names are those that certificates are for, in lower case, a wildcard as
+	// "*.example.com", each with the number of its certificate. All other
+	// names get number 0.
+	Names map[string]int
+}
+
+// nameBytesMax bounds a host's name (RFC 1035 2.3.4).
+const nameBytesMax = 255
+
+// Certificate is the number of the certificate for a name in any case, which
+// may be followed by a port.
+func (l *ListenerTLS) Certificate(host []byte) int {
+	if len(l.Names) == 0 || len(host) > nameBytesMax {
+		return 0
+	}
+	var space [nameBytesMax + 1]byte
+	name := append(space[:1], host...)[1:]
+	if colon := bytes.LastIndexByte(name, ':'); colon >= 0 {
+		name = name[:colon]
+	}
+	name = bytes.TrimSuffix(name, []byte("."))
+	for i, c := range name {
+		if c >= 'A' && c <= 'Z' {
+			name[i] = c | 0x20
+		}
+	}
+	if n, ok := l.Names[string(name)]; ok {
+		return n
+	}
+	dot := bytes.IndexByte(name, '.')
+	if dot < 1 {
+		return 0
+	}
+	name[dot-1] = '*'
+	return l.Names[string(name[dot-1:])]
+}
+
+// turnedAway returns the reason if a request is not for a backend, whatever its
+// route: it came to a listener that redirects, or under another host's
+// handshake.
+func (x *exchange) turnedAway() message.Reason {
+	c, req := x.client, &x.req
+	if port, ok := x.p.snap.Redirects[c.listener.root]; ok {
+		return c.redirect(req, port)
+	}
+	if c.misdirected(req) {
+		return message.ReasonMisdirected
+	}
+	return message.ReasonNone
+}
+
+// redirect has the answer to a request name the same URL with https.
+func (c *client) redirect(req *message.Head, port int) message.Reason {
+	host := req.Text(req.Host)
+	if i := bytes.LastIndexByte(host, ':'); i > 0 && host[len(host)-1] != ']' {
+		host = host[:i]
+	}
+	if len(host) == 0 {
+		return message.ReasonBadRequest
+	}
+	c.location = append(c.location[:0], "https://"...)
+	c.location = append(c.location, host...)
+	if port != HTTPSPort {
+		c.location = strconv.AppendInt(append(c.location, ':'), int64(port), 10)
+	}
+	if path := req.Text(req.Path); len(path) > 0 && path[0] == '/' { // not the * of OPTIONS
+		c.location = append(append(c.location, path...), req.Text(req.Query)...)
+	}
+	return message.ReasonRedirect
+}
+
+// HTTPSPort is where https is spoken if a URL names no port.
+const HTTPSPort = 443
+
+// misdirected reports whether a request is for a host that is spoken to under
+// another certificate than the one that c's handshake was done with (RFC 9110
+// 15.5.20).
+func (c *client) misdirected(req *message.Head) bool {
+	s := c.tls
+	return s != nil && s.policy.Certificate(req.Text(req.Host)) != s.certificate
+}
+
+// identify notes who a client showed itself to be in its handshake.
+func (s *session) identify() {
+	state := s.tls.State()
+	s.certificate = s.policy.Certificate([]byte(state.ServerName))
+	if len(state.VerifiedChains) > 0 {
+		s.subject = printable(state.PeerCertificates[0].Subject.String())
+	}
+}
+
+// printable replaces what a field's value cannot hold, or what backends may
+// take for something else, by its escape (RFC 4514 2.4).
+func printable(s string) string {
+	const hex = "0123456789ABCDEF"
+	var b []byte
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' {
+			b = append(b, '\\', hex[c>>4], hex[c&15])
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}

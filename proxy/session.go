@@ -1,0 +1,361 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"syscall"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/message"
+	"github.com/cloud-cup/cloud-cup/tlsconn"
+)
+
+// session is the TLS of a conn: it stands between the bytes that the engine
+// moves and those that the conn's owner sees. Records wait in its own queues;
+// the conn's queues hold plain bytes, as they do without TLS.
+type session struct {
+	c   *conn
+	tls *tlsconn.Conn
+
+	in     inQueue // records received, not taken yet
+	out    outQueue
+	pad    *loop.Buffer // the last records of out are in it, up to padEnd
+	padEnd int
+
+	// Of a client's session, once it is up.
+	policy      *ListenerTLS
+	certificate int    // the number of the one that was shown
+	subject     string // of the client's own certificate, empty without one
+
+	up     bool // the handshake is complete
+	dry    bool // nothing can be read before more comes
+	ended  bool // the peer's FIN came
+	closed bool // nothing more can be written: close_notify is queued, or the session failed
+	queued bool // in p.shaking
+	short  bool // records were lost for want of memory
+}
+
+// recordBytes is the most plain text that one record holds (RFC 8446 5.1).
+const recordBytes = 16 << 10
+
+// sealBytes is the most plain text that is turned into records at once, so that
+// they fit one buffer of ClassBody with their framing: see sealed.
+const sealBytes = loop.BodyBytes * 7 / 8
+
+// sealed is the memory that the records of n bytes need at most. Those of a
+// fresh connection are short, so that the peer can begin before 16 KiB have
+// come, and carry up to 90 bytes each.
+func sealed(n int) int { return n + n/10 + 256 }
+
+// shakeTime is how much of a turn goes to handshakes when more of them wait: a
+// whole one takes about 0.2 ms.
+const shakeTime = 500 * time.Microsecond
+
+// secure gives c a session. The handshake begins when c is settled.
+func (c *conn) secure(open func(tlsconn.Transport, *tls.Config) *tlsconn.Conn, config *tls.Config) *session {
+	s := &session{c: c}
+	s.tls = open(s, config)
+	c.tls = s
+	s.queue()
+	return s
+}
+
+// wire is the queue that received bytes go to.
+func (c *conn) wire() *inQueue {
+	if c.tls != nil {
+		return &c.tls.in
+	}
+	return &c.in
+}
+
+// shaking reports whether c's handshake is not complete.
+func (c *conn) shaking() bool { return c.tls != nil && !c.tls.up }
+
+// queued reports whether something waits to be sent.
+func (c *conn) queued() bool { return !c.out.empty() || c.tls != nil && !c.tls.out.empty() }
+
+// pending reports whether the kernel has not taken everything yet.
+func (c *conn) pending() bool { return c.queued() || c.send.InFlight() }
+
+// endSession queues a close_notify, once, when all else was sent. It reports
+// whether that is sent, too, so that a FIN may follow.
+func (c *conn) endSession() bool {
+	if s := c.tls; s != nil && s.up && !s.closed && !c.pending() {
+		s.closed = true
+		if s.tls.CloseWrite() != nil {
+			c.sendFault = syscall.EPIPE
+		}
+		c.mark()
+	}
+	return !c.pending()
+}
+
+// Received, Consume, Ended, Send and Offload are the session as the transport
+// of its records.
+func (s *session) Received() []byte {
+	if s.in.empty() {
+		return nil
+	}
+	return s.in.front()
+}
+
+func (s *session) Consume(n int) { s.in.consume(n) }
+
+func (s *session) Ended() bool { return s.ended }
+
+func (s *session) Send(b []byte) {
+	for len(b) > 0 {
+		if s.pad == nil || s.padEnd == len(s.pad.Bytes()) {
+			if !s.room(len(b)) {
+				s.short = true
+				return
+			}
+		}
+		n := copy(s.pad.Bytes()[s.padEnd:], b)
+		s.queueRecords(n)
+		b = b[n:]
+	}
+}
+
+// queueRecords queues the n bytes behind padEnd.
+func (s *session) queueRecords(n int) {
+	at := s.padEnd
+	s.padEnd += n
+	if k := len(s.out.segs); k > s.out.head && s.out.padEnd == at && s.out.segs[k-1].buf == s.pad {
+		last := &s.out.segs[k-1]
+		last.b = last.b[:len(last.b)+n]
+	} else {
+		s.pad.Retain()
+		s.out.add(s.pad, s.pad.Bytes()[at:s.padEnd])
+	}
+	s.out.padEnd = s.padEnd
+}
+
+// room gets a buffer for n bytes of records, or the largest there is.
+func (s *session) room(n int) bool {
+	s.dropPad()
+	class := loop.ClassSmall
+	for class.Bytes() < n && class < loop.ClassBody {
+		class++
+	}
+	s.pad = s.c.p.pool.Get(class)
+	return s.pad != nil
+}
+
+func (s *session) dropPad() {
+	if s.pad != nil {
+		s.pad.Release()
+		s.pad, s.padEnd = nil, 0
+	}
+}
+
+func (s *session) Offload(job func()) {
+	p := s.c.p
+	go func() {
+		p.helpers <- struct{}{}
+		job()
+		<-p.helpers
+		p.Post(s.queue)
+	}()
+}
+
+// thirsty reports whether the session needs more of the peer to go on.
+func (s *session) thirsty() bool { return s.dry && !s.ended }
+
+// arrived is told that records came, or the end of them.
+func (s *session) arrived() {
+	s.dry = false
+	if !s.up {
+		s.queue()
+	}
+}
+
+// queue has the handshake go on after this turn.
+func (s *session) queue() {
+	if !s.queued {
+		s.queued = true
+		s.c.p.shaking = append(s.c.p.shaking, s)
+	}
+}
+
+// shake goes on with the handshakes that have something to go on with, as far as
+// a turn's share of the time allows. The others wait for the next turn, in
+// order, and the established connections come in between.
+func (p *Proxy) shake() {
+	if len(p.shaking) == 0 {
+		return
+	}
+	began := time.Now()
+	done := 0
+	for done < len(p.shaking) && (done == 0 || time.Since(began) < shakeTime) {
+		s := p.shaking[done]
+		p.shaking[done] = nil
+		done++
+		s.queued = false
+		s.shake()
+		p.settle()
+	}
+	p.shaking = p.shaking[:copy(p.shaking, p.shaking[done:])]
+}
+
+// shake goes on with the handshake.
+func (s *session) shake() {
+	c := s.c
+	c.mark()
+	if c.closing || s.up || s.closed {
+		return
+	}
+	err := s.tls.Handshake()
+	switch {
+	case err == nil && !s.short:
+		s.up = true
+		c.progress = true
+		c.p.counters.Handshakes++
+		if c.isClient {
+			s.identify()
+		}
+	case err == tlsconn.ErrAgain && !s.short:
+		s.dry = true
+	default:
+		s.refuse(err)
+	}
+}
+
+// refuse ends a session whose handshake failed. The alert for the peer is
+// queued already.
+func (s *session) refuse(err error) {
+	c := s.c
+	s.closed = true
+	c.p.counters.HandshakesFailed++
+	if !c.isClient {
+		c.fault = syscall.EPROTO
+		return
+	}
+	var header tls.RecordHeaderError
+	if errors.As(err, &header) && plainHTTP(header.RecordHeader[:]) {
+		s.drop()
+		c.tls = nil
+		c.owner.(*client).refuse(message.ReasonPlainHTTP)
+		return
+	}
+	c.owner.(*client).because(message.ReasonTLSHandshake)
+	c.eof = true
+}
+
+// plainHTTP reports whether the first bytes of a connection look like a request
+// without TLS: a method, or the begin of a long one.
+func plainHTTP(b []byte) bool {
+	method, _, _ := bytes.Cut(b, []byte(" "))
+	for _, ch := range method {
+		if ch < 'A' || ch > 'Z' {
+			return false
+		}
+	}
+	return len(method) > 2
+}
+
+// fill takes what the owner wants out of the records that have come. It reports
+// whether the owner has something to look at.
+func (s *session) fill() bool {
+	c := s.c
+	if !s.up || s.dry || c.eof || c.fault != 0 {
+		return false
+	}
+	code, class := c.owner.wantRecv()
+	if code == 0 {
+		return false
+	}
+	buf := c.p.pool.Get(class)
+	if buf == nil {
+		c.starve()
+		return false
+	}
+	n, err := 0, error(nil)
+	for err == nil && n < len(buf.Bytes()) {
+		var k int
+		k, err = s.tls.Read(buf.Bytes()[n:])
+		n += k
+	}
+	if n > 0 {
+		c.progress = true
+		c.in.add(buf, n)
+	} else {
+		buf.Release()
+	}
+	switch {
+	case err == nil:
+	case err == tlsconn.ErrAgain:
+		s.dry = true
+	case err == io.EOF, err == tlsconn.ErrTruncated && c.isClient: // requests tell their own end
+		c.eof = true
+	default:
+		c.fault = syscall.ECONNRESET
+	}
+	return n > 0 || c.eof || c.fault != 0
+}
+
+// seal turns what is queued into records, if none wait to be sent. It reports
+// whether there are any.
+func (s *session) seal() bool {
+	c := s.c
+	if !s.out.empty() || !s.up || s.closed || c.out.empty() {
+		return !s.out.empty()
+	}
+	most := c.out.bytes(sealBytes)
+	if !s.room(sealed(most)) {
+		c.starve()
+		return false
+	}
+	for room := len(s.pad.Bytes()); most > 0 && sealed(most) > room; {
+		most -= most / 8 // a smaller buffer than was asked for
+	}
+	if err := s.write(most); err != nil || s.short {
+		c.sendFault = syscall.EPIPE
+	}
+	if c.out.empty() {
+		c.dropPad()
+	}
+	return !s.out.empty()
+}
+
+// write writes the first n bytes of what is queued. Short segments are put
+// together, so that a head and the begin of its body share a record.
+func (s *session) write(n int) error {
+	c := s.c
+	plain := c.p.plain[:0]
+	for left := n; left > 0; {
+		b := c.out.segs[c.out.head].b
+		if len(plain) == 0 && len(b) >= recordBytes && left >= recordBytes {
+			k := min(len(b), left) / recordBytes * recordBytes
+			if err := s.tls.Write(b[:k]); err != nil {
+				return err
+			}
+			c.out.sent(k)
+			left -= k
+			continue
+		}
+		k := min(len(b), left, cap(plain)-len(plain))
+		plain = append(plain, b[:k]...)
+		c.out.sent(k)
+		left -= k
+		if len(plain) == cap(plain) || left == 0 {
+			if err := s.tls.Write(plain); err != nil {
+				return err
+			}
+			plain = plain[:0]
+		}
+	}
+	c.owner.wrote(n)
+	return nil
+}
+
+// drop gives back what the session holds. Its handshake must not be busy.
+func (s *session) drop() {
+	s.in.drop()
+	s.out.drop()
+	s.dropPad()
+	s.tls.Abort()
+}

@@ -1,0 +1,243 @@
+package proxy_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/proxy"
+	"github.com/stretchr/testify/require"
+)
+
+// serveTLS starts a net/http backend with TLS and returns it.
+func serveTLS(t *testing.T, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewTLSServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// serverTLS is a configuration for listeners, with the certificate of httptest,
+// and what clients need to trust it.
+func serverTLS(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	pool := x509.NewCertPool()
+	pool.AddCert(s.Certificate())
+	return &tls.Config{Certificates: s.TLS.Certificates, NextProtos: []string{"http/1.1"}},
+		&tls.Config{RootCAs: pool, ServerName: "example.com"}
+}
+
+// onListener is TLS on the port of a rig.
+func onListener(c *tls.Config) map[string]*proxy.ListenerTLS {
+	return map[string]*proxy.ListenerTLS{"listener": {Config: c}}
+}
+
+// startTLS is start with TLS on the listener. The client speaks it.
+func startTLS(t *testing.T, engine string, routes []proxy.RouteSpec) (*rig, *http.Client) {
+	t.Helper()
+	server, client := serverTLS(t)
+	r := start(t, engine, routes, func(s *proxy.Snapshot) { s.TLS = onListener(server) })
+	transport := &http.Transport{TLSClientConfig: client}
+	t.Cleanup(transport.CloseIdleConnections)
+	return r, &http.Client{Transport: transport}
+}
+
+func TestTLSTransfers(t *testing.T) {
+	data := random(6 << 20)
+	each(t, func(t *testing.T, engine string) {
+		r, client := startTLS(t, engine, to(serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				echo(w, r)
+				return
+			}
+			var size int
+			fmt.Sscanf(r.URL.Path, "/%d", &size)
+			if r.URL.RawQuery == "chunked" {
+				w.(http.Flusher).Flush()
+			}
+			w.Header().Set("X-Proto", r.Header.Get("X-Forwarded-Proto"))
+			w.Write(data[:size])
+		})))
+		for _, size := range []int{0, 1, 1000, 16 << 10, 100_000, 6 << 20} {
+			for _, query := range []string{"", "?chunked"} {
+				res, err := client.Get(fmt.Sprintf("https://%s/%d%s", r.addr, size, query))
+				require.NoError(t, err)
+				got := readAll(t, res)
+				require.True(t, got == string(data[:size]), "%d bytes of %d", len(got), size)
+				if query == "" {
+					require.Equal(t, "https", res.Header.Get("X-Proto"))
+				}
+			}
+			res, err := client.Post("https://"+r.addr+"/", "application/octet-stream", bytes.NewReader(data[:size]))
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf("%d %x <nil>", size, sha256.Sum256(data[:size])), readAll(t, res))
+		}
+		require.EqualValues(t, 1, r.counted().Handshakes)
+	})
+}
+
+// A response that ends with its connection ends with a close_notify; one that
+// was cut does not.
+func TestTLSCloseDelimited(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		for _, whole := range []bool{true, false} {
+			ln, err := net.Listen("tcp4", "127.0.0.1:0")
+			require.NoError(t, err)
+			defer ln.Close()
+			go func() {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				conn.Read(make([]byte, 4096))
+				conn.Write([]byte("HTTP/1.0 200 OK\r\n\r\nsome bytes"))
+				if !whole {
+					time.Sleep(100 * time.Millisecond) // else the RST overtakes the bytes
+					conn.(*net.TCPConn).SetLinger(0)
+				}
+			}()
+			server, client := serverTLS(t)
+			r := start(t, engine, to(ln.Addr().String()), func(s *proxy.Snapshot) {
+				s.TLS = onListener(server)
+			})
+			conn, err := tls.Dial("tcp", r.addr, client)
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = conn.Write([]byte("GET / HTTP/1.0\r\nHost: example.com\r\n\r\n"))
+			require.NoError(t, err)
+			got, err := io.ReadAll(conn)
+			if whole {
+				require.NoError(t, err)
+				require.True(t, strings.HasSuffix(string(got), "\r\n\r\nsome bytes"), "%q", got)
+			} else {
+				require.Error(t, err)
+			}
+			conn.Close()
+			r.stop()
+		}
+	})
+}
+
+func TestTLSRefusals(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		r, client := startTLS(t, engine, to(serve(t, echo)))
+		ask := func(text string) string {
+			conn, err := net.Dial("tcp", r.addr)
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = conn.Write([]byte(text))
+			require.NoError(t, err)
+			require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+			got, _ := io.ReadAll(conn) // what is no TLS may be cut
+			return string(got)
+		}
+		got := ask("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+		require.True(t, strings.HasPrefix(got, "HTTP/1.1 400 Bad Request\r\n"), "%q", got)
+		require.Contains(t, got, "plain_http")
+		require.Contains(t, got, "HTTPS")
+		require.NotContains(t, ask("\x00\x01garbage, and more of it"), "HTTP")
+		require.NotContains(t, ask(""), "HTTP")
+
+		old := client.Transport.(*http.Transport).TLSClientConfig.Clone()
+		old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+		_, err := tls.Dial("tcp", r.addr, old)
+		require.ErrorContains(t, err, "protocol version", "the alert comes")
+
+		res, err := client.Post("https://"+r.addr+"/", "text/plain", strings.NewReader("hello"))
+		require.NoError(t, err)
+		readAll(t, res)
+		require.Equal(t, 200, res.StatusCode)
+	})
+}
+
+// Clients that vanish at any byte of the handshake leave nothing.
+func TestTLSVanishingClients(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		r, client := startTLS(t, engine, to(serve(t, echo)))
+		before := runtime.NumGoroutine()
+		for i := range 100 {
+			conn, err := net.Dial("tcp", r.addr)
+			require.NoError(t, err)
+			config := client.Transport.(*http.Transport).TLSClientConfig.Clone()
+			err = tls.Client(&cutConn{Conn: conn, left: 20 * i}, config).Handshake()
+			if i < 20 {
+				require.Error(t, err)
+			}
+			conn.Close()
+		}
+		require.Eventually(t, func() bool { return r.counted().Connections == 0 }, 10*time.Second, 10*time.Millisecond)
+		require.LessOrEqual(t, runtime.NumGoroutine(), before)
+	})
+}
+
+// cutConn ends after a number of written bytes.
+type cutConn struct {
+	net.Conn
+	left int
+}
+
+func (c *cutConn) Write(b []byte) (int, error) {
+	n := min(len(b), c.left)
+	c.left -= n
+	if _, err := c.Conn.Write(b[:n]); err != nil {
+		return 0, err
+	}
+	if n < len(b) {
+		c.Conn.Close()
+		return n, io.ErrClosedPipe
+	}
+	return n, nil
+}
+
+func TestTLSBackend(t *testing.T) {
+	data := random(3 << 20)
+	each(t, func(t *testing.T, engine string) {
+		backend := serveTLS(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				echo(w, r)
+				return
+			}
+			w.Write(data)
+		})
+		pool := x509.NewCertPool()
+		pool.AddCert(backend.Certificate())
+		routes := to(backend.Listener.Addr().String())
+		routes[0].Backends[0].TLS = &tls.Config{RootCAs: pool, ServerName: "example.com"}
+		r := start(t, engine, routes, nil)
+		for range 3 {
+			res, err := http.Get("http://" + r.addr + "/")
+			require.NoError(t, err)
+			require.True(t, readAll(t, res) == string(data))
+			res, err = http.Post("http://"+r.addr+"/", "application/octet-stream", bytes.NewReader(data))
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf("%d %x <nil>", len(data), sha256.Sum256(data)), readAll(t, res))
+		}
+		require.EqualValues(t, 1, r.counted().BackendConnects, "pooled")
+	})
+}
+
+func TestTLSBackendThatIsNotTrusted(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		bad := serveTLS(t, echo)
+		routes := to(bad.Listener.Addr().String())
+		routes[0].Backends[0].TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"}
+		r := start(t, engine, routes, nil)
+		res, err := http.Post("http://"+r.addr+"/", "text/plain", strings.NewReader("secret"))
+		require.NoError(t, err)
+		require.Equal(t, 502, res.StatusCode)
+		require.Contains(t, readAll(t, res), "backend_tls")
+	})
+}

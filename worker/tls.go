@@ -1,0 +1,167 @@
+package worker
+
+import (
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/cloud-cup/cloud-cup/proxy"
+	"github.com/cloud-cup/cloud-cup/tlsconn"
+)
+
+// protocols is what is offered by ALPN (RFC 7301).
+var protocols = []string{"http/1.1"}
+
+// suites12 are those of TLS 1.2 with forward secrecy and AEAD. TLS 1.3 has no
+// others.
+var suites12 = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
+// resumptions is the number of sessions with each backend that are kept for
+// resumption.
+const resumptions = 64
+
+// versions are the names of TLS versions in the configuration.
+var versions = map[config.SSLVersion]uint16{
+	config.SSLVersion12: tls.VersionTLS12,
+	config.SSLVersion13: tls.VersionTLS13,
+}
+
+// clientAuth is what the modes of ssl.client ask for.
+var clientAuth = map[config.ClientMode]tls.ClientAuthType{
+	config.ClientOff:     tls.NoClientCert,
+	config.ClientRequest: tls.VerifyClientCertIfGiven,
+	config.ClientRequire: tls.RequireAndVerifyClientCert,
+}
+
+// listenerTLS builds what a listener does its handshakes with.
+func listenerTLS(ssl *config.SSL, files config.Files, tickets [][32]byte) (*proxy.ListenerTLS, error) {
+	l := &proxy.ListenerTLS{Names: map[string]int{}}
+	var certificates []*tls.Certificate
+	for i, pair := range ssl.Certificates {
+		c, err := tls.X509KeyPair(files[pair.Certificate], files[pair.Key])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pair.Certificate, err)
+		}
+		for _, name := range c.Leaf.DNSNames {
+			if _, taken := l.Names[name]; !taken { // the first one of the file counts
+				l.Names[name] = i
+			}
+		}
+		certificates = append(certificates, &c)
+	}
+	l.Config = &tls.Config{
+		MinVersion:       versions[ssl.MinVersion],
+		CipherSuites:     suites12,
+		CurvePreferences: ssl.Curves,
+		NextProtos:       protocols,
+		ClientAuth:       clientAuth[ssl.Client.Mode],
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c := certificates[l.Certificate([]byte(hello.ServerName))]
+			if _, slow := c.PrivateKey.(*rsa.PrivateKey); slow {
+				c = tlsconn.Offloaded(hello, c)
+			}
+			return c, nil
+		},
+	}
+	if len(tickets) > 0 {
+		l.Config.SetSessionTicketKeys(tickets)
+	}
+	if ssl.Client.Mode != config.ClientOff {
+		pool, err := authorities(ssl.Client.CAFile, files)
+		if err != nil {
+			return nil, err
+		}
+		l.Config.ClientCAs = pool
+	}
+	return l, nil
+}
+
+// backendTLS builds what connections to a backend do their handshakes with.
+func backendTLS(b *config.Backend, files config.Files) (*tls.Config, error) {
+	name, _, err := net.SplitHostPort(b.Address())
+	if err != nil {
+		return nil, err
+	}
+	t := &b.TLS
+	if t.ServerName != "" {
+		name = t.ServerName
+	}
+	file := t.CAFile
+	if file == "" {
+		file = config.SystemRoots
+	}
+	pool, err := authorities(file, files)
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{
+		ServerName:         name,
+		RootCAs:            pool,
+		MinVersion:         tls.VersionTLS12,
+		NextProtos:         protocols,
+		ClientSessionCache: tls.NewLRUClientSessionCache(resumptions),
+	}
+	if t.Certificate != "" {
+		pair, err := tls.X509KeyPair(files[t.Certificate], files[t.Key])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t.Certificate, err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// authorities reads the certificates that others are verified by.
+func authorities(file string, files config.Files) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(files[file]) {
+		return nil, fmt.Errorf("%s holds no certificate", file)
+	}
+	return pool, nil
+}
+
+// addPolicies tells s what is spoken on each address.
+func addPolicies(s *proxy.Snapshot, cfg *config.Config, p *control.Payload) (err error) {
+	built := map[*config.SSL]*proxy.ListenerTLS{}
+	secure := proxy.HTTPSPort
+	for i := len(cfg.Policies) - 1; i >= 0; i-- {
+		ssl := cfg.Policies[i].SSL
+		if ssl == nil {
+			continue
+		}
+		if built[ssl] == nil {
+			if built[ssl], err = listenerTLS(ssl, p.Files, p.TicketKeys); err != nil {
+				return err
+			}
+		}
+		s.TLS[cfg.Root[i]] = built[ssl]
+		if port, ok := portOf(cfg.Root[i]); ok {
+			secure = port // of the first address with TLS, after all
+		}
+	}
+	for i := range cfg.Policies {
+		if cfg.Policies[i].Redirect {
+			s.Redirects[cfg.Root[i]] = secure
+		}
+	}
+	return nil
+}
+
+// portOf is the port of an address of root, if it has one that is known.
+func portOf(root string) (port int, ok bool) {
+	_, text, err := net.SplitHostPort(root)
+	if err != nil {
+		return 0, false
+	}
+	port, err = strconv.Atoi(text)
+	return port, err == nil && port != 0
+}
