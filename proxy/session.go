@@ -204,8 +204,11 @@ func (p *Proxy) shake() {
 // shake goes on with the handshake.
 func (s *session) shake() {
 	c := s.c
-	c.mark()
-	if c.closing || s.up || s.closed {
+	if s.closed {
+		return
+	}
+	c.mark() // one that is closing may have waited for the helper
+	if c.closing || s.up {
 		return
 	}
 	err := s.tls.Handshake()
@@ -352,8 +355,11 @@ func (s *session) write(n int) error {
 	return nil
 }
 
-// drop gives back what the session holds. Its handshake must not be busy.
+// drop gives back what the session holds. Its handshake must not be busy. It may
+// still be in p.shaking, or get there when a helper is done: its conn may serve
+// another connection by then.
 func (s *session) drop() {
+	s.closed = true
 	s.in.drop()
 	s.out.drop()
 	s.dropPad()
