@@ -250,7 +250,9 @@ func withoutRoom(t *testing.T, engine, file string) roomless {
 	l := startLoad(t, 16, w.turn)
 	l.more(5_000)
 	eventually(t, "lines to be dropped", func() bool { return c.status().Totals.LogDropped > 1000 })
-	require.Empty(t, l.stop())
+	failed := l.stop()
+	report(t, t.Name(), "%d failed of %d requests, %d lines dropped", len(failed), l.done.Load(), c.status().Totals.LogDropped)
+	require.Empty(t, failed)
 	w.close()
 	c.write(loggedConfig(startPlainBackend(t), filepath.Join(filepath.Dir(c.file), "elsewhere.log")))
 	_, err := c.admin.Reload() // lets go of the file, with what it has not taken

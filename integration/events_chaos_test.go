@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -26,6 +27,8 @@ type chaos struct {
 	mu         sync.Mutex
 	random     *rand.Rand
 	generation int64
+	kills      int
+	killed     time.Time // the last one
 	happened   map[string]int
 }
 
@@ -84,6 +87,34 @@ func (x *chaos) anyWorker() int {
 	return s.Workers[x.draw(len(s.Workers))].PID
 }
 
+// kill kills some worker, unless the last one was killed a moment ago: slots
+// that wait with no worker would be all there is.
+func (x *chaos) kill() {
+	x.mu.Lock()
+	early := time.Since(x.killed) < pick(2*time.Second, 300*time.Millisecond)
+	if !early {
+		x.killed = time.Now()
+		x.kills++
+	}
+	x.mu.Unlock()
+	if !early {
+		x.signal(syscall.SIGKILL)
+	}
+}
+
+// tell sends a signal to the master that answers now.
+func (x *chaos) tell(sig syscall.Signal) error {
+	s, err := x.c.admin.Status()
+	if err != nil {
+		return err
+	}
+	err = syscall.Kill(s.PID, sig)
+	if errors.Is(err, syscall.ESRCH) { // upgraded meanwhile
+		return nil
+	}
+	return err
+}
+
 // signal sends a signal to some worker, which may end meanwhile.
 func (x *chaos) signal(sig syscall.Signal) int {
 	pid := x.anyWorker()
@@ -101,7 +132,9 @@ func (x *chaos) events() map[string]func() error {
 			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), control.ApplyInMemory)
 			return err
 		},
-		"HUP": func() error { return syscall.Kill(x.c.pid(), syscall.SIGHUP) },
+		"HUP":     func() error { return x.tell(syscall.SIGHUP) },
+		"USR1":    func() error { return x.tell(syscall.SIGUSR1) },
+		"upgrade": func() error { _, err := x.c.admin.Upgrade(); return err },
 		"broken": func() error {
 			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()[1:]), control.ApplyInMemory)
 			if err == nil {
@@ -109,10 +142,10 @@ func (x *chaos) events() map[string]func() error {
 			}
 			return nil
 		},
-		"kill": func() error { x.signal(syscall.SIGKILL); return nil },
+		"kill": func() error { x.kill(); return nil },
 		"kill during apply": func() error {
 			var wg sync.WaitGroup
-			wg.Go(func() { x.signal(syscall.SIGKILL) })
+			wg.Go(x.kill)
 			_, err := x.c.admin.Apply("chaos.json", []byte(x.config()), control.ApplyInMemory)
 			wg.Wait()
 			return err
@@ -139,7 +172,8 @@ func (x *chaos) run(end time.Time) {
 	}
 	for time.Now().Before(end) {
 		name := names[x.draw(len(names))]
-		if err := events[name](); err != nil && !strings.Contains(err.Error(), "nothing was changed") {
+		if err := events[name](); err != nil && !strings.Contains(err.Error(), "nothing was changed") &&
+			!strings.Contains(err.Error(), "upgrade") {
 			x.t.Errorf("%s: %v", name, err)
 		}
 		x.mu.Lock()
@@ -154,11 +188,13 @@ func (x *chaos) run(end time.Time) {
 func TestEventChaos(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		w := foundTown(t, 2)
-		c := startCup(t, engine, w.config(0))
+		w.more = fmt.Sprintf(`"timeouts": {"drain": "5s"}, "access_log": {"file": %q}, `, filepath.Join(t.TempDir(), "access.log"))
+		c, _ := startFrom(t, engine, w.config(0))
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		x := &chaos{t: t, c: c, w: w, other: freePort(t), unix: filepath.Join(t.TempDir(), "s"), look: c.scraper(), random: rand.New(rand.NewPCG(seed, 0)), happened: map[string]int{}}
-		l := startLoad(t, 16, onePerConnection(c.addr))
+		const clients = 16
+		l := startLoad(t, clients, onePerConnection(c.addr))
 		end := time.Now().Add(pick(2*time.Minute, 1500*time.Millisecond))
 		var wg sync.WaitGroup
 		for range 3 {
@@ -176,8 +212,9 @@ func TestEventChaos(t *testing.T) {
 		lost := len(l.errors())
 		l.more(200)
 		failed := l.stop()
-		report(t, "chaos, "+engine, "%v; %d of %d requests failed", x.happened, lost, l.done.Load())
+		report(t, "chaos, "+engine, "%v; %d deaths, %d of %d requests failed", x.happened, x.kills, lost, l.done.Load())
 		require.Len(t, failed, lost, "after the chaos")
+		require.LessOrEqual(t, lost, x.kills*clients)
 		for _, err := range failed {
 			require.NotErrorIs(t, err, errStatus)
 			require.NotErrorIs(t, err, syscall.ECONNREFUSED)

@@ -19,6 +19,7 @@ type town struct {
 	fixed, second *backend
 	turns         [3]*backend
 	workers       int
+	more          string // further members of its configurations, each with a comma
 }
 
 func foundTown(t testing.TB, workers int) *town {
@@ -44,7 +45,7 @@ func (w *town) config(generation int64, more ...string) string {
 		fmt.Sprintf(`"/changed/*": {"backends": [{"host": %q}]}`, w.turn(generation).addr),
 		fmt.Sprintf(`"/only-%d/*": {"backends": [{"host": %q}]}`, generation, w.turn(generation).addr),
 	}, more...)
-	return fmt.Sprintf(`{"root": ["127.0.0.1:0"], "workers": %d, "routes": {%s}}`, w.workers, strings.Join(routes, ",\n"))
+	return fmt.Sprintf(`{"root": ["127.0.0.1:0"], "workers": %d, %s"routes": {%s}}`, w.workers, w.more, strings.Join(routes, ",\n"))
 }
 
 // visit makes one request of four kinds and checks that a generation answered

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -172,4 +174,10 @@ func serveTunnel(w http.ResponseWriter) {
 		return
 	}
 	_, _ = io.Copy(conn, rw) // until the other side leaves
+}
+
+// commandOf is the name of a process, as tools show it.
+func commandOf(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(text)), err
 }
