@@ -63,9 +63,11 @@ type WorkerStatus struct {
 	// and the numbers are those it wrote last.
 	Stale bool `json:"stale,omitempty"`
 
-	Generation    uint64 `json:"generation"`
-	Connections   uint64 `json:"connections"`
-	BackendIdle   uint64 `json:"backend_idle"`
+	Generation  uint64 `json:"generation"`
+	Connections uint64 `json:"connections"`
+	BackendIdle uint64 `json:"backend_idle"`
+	// BuffersLent is what connections hold of BuffersMapped: nothing while
+	// all are idle.
 	BuffersLent   uint64 `json:"buffers_lent_bytes"`
 	BuffersMapped uint64 `json:"buffers_mapped_bytes"`
 	Goroutines    uint64 `json:"goroutines"`

@@ -29,7 +29,6 @@ const (
 	abuseMemory    = 96 << 20                 // limits.memory
 	abuseRSSPeak   = abuseMemory + (32 << 20) // of the worker, while it lasts
 	abuseRSSLeft   = 32 << 20                 // more than before, when it is over: hot buffers and free lists
-	abuseLentLeft  = 8 << 20                  // of buffers more than before: the engine keeps some
 	idleWindow     = 200 * time.Millisecond
 	idleShare      = 0.02 // of a processor, when nothing is to do
 	spinShare      = 0.2  // of a processor, when nothing can be done
@@ -48,7 +47,7 @@ type siege struct {
 	worker  int      // process id
 	seed    uint64
 
-	files, masterFiles, rss, lent int // before the attacks
+	files, masterFiles, rss int // before the attacks
 }
 
 // besiege starts a cup. backend is that of route *, empty for one that serves
@@ -94,7 +93,7 @@ func (s *siege) begin(c *cup) {
 	s.awaitIdle()
 	now := s.status().Workers[0]
 	s.files, s.masterFiles = descriptors(s.t, s.worker)-int(now.BackendIdle), descriptors(s.t, s.pid())
-	s.rss, s.lent = rssBytes(s.t, s.worker), int(now.BuffersLent)
+	s.rss = rssBytes(s.t, s.worker)
 }
 
 // witness starts clients that behave.
@@ -149,14 +148,14 @@ func (s *siege) intact(t *testing.T) {
 	last := s.status().Workers[0]
 	state := func() string {
 		last = s.status().Workers[0]
-		return fmt.Sprintf("%d connections, %d descriptors (%d before) of which %d to backends, %d bytes lent (%d), RSS %d (%d)",
-			last.Connections, descriptors(t, s.worker), s.files, last.BackendIdle, last.BuffersLent, s.lent, rssBytes(t, s.worker), s.rss)
+		return fmt.Sprintf("%d connections, %d descriptors (%d before) of which %d to backends, %d bytes lent, RSS %d (%d)",
+			last.Connections, descriptors(t, s.worker), s.files, last.BackendIdle, last.BuffersLent, rssBytes(t, s.worker), s.rss)
 	}
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		require.Equal(t, []int{s.worker}, s.workers(), "a worker died; log:\n%s", s.log.text())
 		text := state()
 		if last.Connections == 0 && descriptors(t, s.worker) <= s.files+int(last.BackendIdle) &&
-			int(last.BuffersLent) <= s.lent+abuseLentLeft && rssBytes(t, s.worker) <= s.rss+abuseRSSLeft {
+			last.BuffersLent == 0 && rssBytes(t, s.worker) <= s.rss+abuseRSSLeft {
 			break
 		}
 		require.True(t, time.Now().Before(end), "not as before: %s", text)

@@ -21,10 +21,11 @@ func TestLoadHasNoErrors(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		c := startCup(t, engine, configOf([]string{startBackend(t, "a").addr, startBackend(t, "b").addr}))
 		l := startLoad(t, pick(1000, 200), mixed(c.addr))
-		end := time.After(pick(30*time.Second, 1500*time.Millisecond))
-		<-end
+		l.more(pick[int64](10_000, 1000))
+		if long() {
+			<-time.After(30 * time.Second)
+		}
 		require.Empty(t, l.stop())
-		require.Greater(t, l.done.Load(), int64(500))
 	})
 }
 
@@ -209,7 +210,7 @@ func TestNothingLeaks(t *testing.T) {
 			require.Zero(t, code)
 			eventually(t, "idle workers", func() bool {
 				for _, w := range c.status().Workers {
-					if w.Connections+w.BackendIdle > 0 {
+					if w.Connections+w.BackendIdle+w.BuffersLent > 0 {
 						return false
 					}
 				}
@@ -229,15 +230,14 @@ func TestNothingLeaks(t *testing.T) {
 			// One more may be answering the master at this moment.
 			require.LessOrEqual(t, a.goroutines, b.goroutines+b.loose+1, "goroutines of process %d", i)
 			require.Less(t, a.rss, b.rss+b.rss/4+(4<<20), "memory of process %d", i)
-			require.Equal(t, b.lent, a.lent, "buffers of process %d", i)
 		}
 	})
 }
 
 // footprint is what a process holds.
 type footprint struct {
-	rss, descriptors, goroutines, lent int
-	loose                              int // by which counts may differ
+	rss, descriptors, goroutines int
+	loose                        int // by which counts may differ
 }
 
 // measure looks at the master, then at each worker.
@@ -250,7 +250,7 @@ func measure(t *testing.T, c *cup) []footprint {
 		require.Equal(t, control.WorkerRunning, w.State)
 		all = append(all, footprint{
 			rss: rssBytes(t, w.PID), descriptors: descriptors(t, w.PID),
-			goroutines: int(w.Goroutines), lent: int(w.BuffersLent),
+			goroutines: int(w.Goroutines),
 		})
 	}
 	return all

@@ -87,7 +87,7 @@ func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
 }
 
 // patience bounds every wait for an event.
-const patience = 15 * time.Second
+const patience = 60 * time.Second
 
 // eventually waits for something that nobody announces.
 func eventually(t testing.TB, what string, ok func() bool) {

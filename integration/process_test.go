@@ -17,9 +17,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// respawnTime is how soon a dead worker must be replaced, on a machine with
-// nothing else to do.
-const respawnTime = 200 * time.Millisecond
+// respawnTime is how soon a dead worker must be replaced: in the long forms,
+// which run alone, on a machine with nothing else to do.
+var respawnTime = pick(200*time.Millisecond, 3*time.Second)
 
 // Workers that are killed are replaced at once, and those who wait in their
 // accept queues are served.
@@ -158,8 +158,8 @@ func TestKilledMaster(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "xy", string(body[:]))
 
-		c.allGone()
-		require.Less(t, time.Since(begin), 5*time.Second)
+		c.allGone() // long before the usual deadline of a drain
+		require.Less(t, time.Since(begin), 20*time.Second)
 	})
 }
 
@@ -371,7 +371,7 @@ func TestSecondSignal(t *testing.T) {
 		begin := time.Now()
 		c.signal(syscall.SIGINT)
 		require.Equal(t, 3, c.wait())
-		require.Less(t, time.Since(begin), 5*time.Second)
+		require.Less(t, time.Since(begin), 20*time.Second, "a drain may take 30 s")
 		c.allGone()
 	})
 }

@@ -86,15 +86,21 @@ func TestStopDoesNotDawdle(t *testing.T) {
 			c.allGone()
 			return time.Since(begin)
 		}
-		nothing := took(func(*cup) {})
-		idle := took(func(c *cup) {
-			for i := range 10 {
-				_, err := browse(t, c.addr).get("", 100, int64(i), "")
-				require.NoError(t, err)
-				dial(t, c.addr)
+		var nothing, idle time.Duration
+		for range 5 { // a busy machine may make it late, but not always
+			nothing = took(func(*cup) {})
+			idle = took(func(c *cup) {
+				for i := range 10 {
+					_, err := browse(t, c.addr).get("", 100, int64(i), "")
+					require.NoError(t, err)
+					dial(t, c.addr)
+				}
+			})
+			t.Logf("stopped after %v without connections, after %v with idle ones", nothing, idle)
+			if nothing < time.Second && idle < nothing+2500*time.Millisecond {
+				return
 			}
-		})
-		t.Logf("stopped after %v without connections, after %v with idle ones", nothing, idle)
+		}
 		require.Less(t, nothing, time.Second)
 		require.Less(t, idle, nothing+2500*time.Millisecond)
 	})

@@ -142,7 +142,7 @@ type Stats struct {
 	Overflows  uint64 // io_uring: completion queue overflows
 	InFlight   int    // Ops submitted and not finally delivered
 	Attached   int    // descriptors known to the engine
-	BuffersOut int    // buffers the engine holds for the kernel to fill
+	BuffersOut int    // bytes of the buffers the engine holds for the kernel to fill
 }
 
 // Addr is a socket address to connect to.

@@ -586,14 +586,12 @@ func (p *play) await(check func() error) error {
 func (p *play) left() error {
 	clients, streams := p.proxy.Open()
 	s := p.engine.Stats()
-	// What the engine itself holds is head and body buffers.
-	lent := p.pool.Lent() - s.BuffersOut*loop.HeadBytes
 	switch {
 	case clients != 0 || streams != 0 || p.counters.Connections != 0 || p.counters.BackendIdle != 0:
 		return fmt.Errorf("left: %d client connections (counted: %d), %d to backends (idle: %d)",
 			clients, p.counters.Connections, streams, p.counters.BackendIdle)
-	case lent%(loop.BodyBytes-loop.HeadBytes) != 0 || lent < 0 || lent/(loop.BodyBytes-loop.HeadBytes) > s.BuffersOut:
-		return fmt.Errorf("left: %d bytes of buffers, %d buffers with the engine", p.pool.Lent(), s.BuffersOut)
+	case p.pool.Lent() != s.BuffersOut:
+		return fmt.Errorf("left: %d bytes of buffers, %d of them with the engine", p.pool.Lent(), s.BuffersOut)
 	case s.InFlight != p.idle.InFlight || s.Attached != p.idle.Attached:
 		return fmt.Errorf("left: %d operations in flight and %d descriptors, idle: %d and %d",
 			s.InFlight, s.Attached, p.idle.InFlight, p.idle.Attached)

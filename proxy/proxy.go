@@ -411,7 +411,7 @@ func (p *Proxy) Publish() {
 	s := p.engine.Stats()
 	p.counters.Waits, p.counters.Calls = s.Waits, s.Calls
 	p.counters.Results, p.counters.NoBuffers, p.counters.Overflows = s.Results, s.NoBuffers, s.Overflows
-	p.counters.BuffersLent, p.counters.BuffersMapped = uint64(p.pool.Lent()), uint64(p.pool.Mapped())
+	p.counters.BuffersLent, p.counters.BuffersMapped = uint64(p.pool.Lent()-s.BuffersOut), uint64(p.pool.Mapped())
 }
 
 // quarantine counts a broken rule of ours. The connection that broke it ends;

@@ -196,7 +196,7 @@ func (r *rig) stop() {
 	r.proxy.Post(func() { r.proxy.Drain(2*time.Second, time.Second) })
 	select {
 	case <-r.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		r.t.Error("the loop did not end")
 	}
 }

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -96,6 +98,7 @@ func TestTLSCloseDelimited(t *testing.T) {
 			ln, err := net.Listen("tcp4", "127.0.0.1:0")
 			require.NoError(t, err)
 			defer ln.Close()
+			relayed := make(chan struct{})
 			go func() {
 				conn, err := ln.Accept()
 				if err != nil {
@@ -105,7 +108,7 @@ func TestTLSCloseDelimited(t *testing.T) {
 				conn.Read(make([]byte, 4096))
 				conn.Write([]byte("HTTP/1.0 200 OK\r\n\r\nsome bytes"))
 				if !whole {
-					time.Sleep(100 * time.Millisecond) // else the RST overtakes the bytes
+					<-relayed // else the RST overtakes the bytes
 					conn.(*net.TCPConn).SetLinger(0)
 				}
 			}()
@@ -118,12 +121,22 @@ func TestTLSCloseDelimited(t *testing.T) {
 			defer conn.Close()
 			_, err = conn.Write([]byte("GET / HTTP/1.0\r\nHost: example.com\r\n\r\n"))
 			require.NoError(t, err)
-			got, err := io.ReadAll(conn)
+			require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
+			in := bufio.NewReader(conn)
+			_, err = head(in)
+			require.NoError(t, err)
+			var got [len("some bytes")]byte
+			_, err = io.ReadFull(in, got[:])
+			require.NoError(t, err)
+			require.Equal(t, "some bytes", string(got[:]))
+			close(relayed)
+			_, err = in.ReadByte()
 			if whole {
-				require.NoError(t, err)
-				require.True(t, strings.HasSuffix(string(got), "\r\n\r\nsome bytes"), "%q", got)
+				require.Equal(t, io.EOF, err)
 			} else {
 				require.Error(t, err)
+				require.NotEqual(t, io.EOF, err)
+				require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 			}
 			conn.Close()
 			r.stop()
@@ -178,8 +191,10 @@ func TestTLSVanishingClients(t *testing.T) {
 			}
 			conn.Close()
 		}
-		require.Eventually(t, func() bool { return r.counted().Connections == 0 }, 10*time.Second, 10*time.Millisecond)
-		require.LessOrEqual(t, runtime.NumGoroutine(), before)
+		require.Eventually(t, func() bool { return r.counted().Connections == 0 }, patience, 10*time.Millisecond)
+		for end := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			require.True(t, time.Now().Before(end), "goroutines: %d, %d before", runtime.NumGoroutine(), before)
+		}
 	})
 }
 

@@ -95,7 +95,7 @@ func TestTunnelIdle(t *testing.T) {
 		begun := time.Now()
 		_, err = io.ReadAll(c)
 		require.NoError(t, err)
-		require.Less(t, time.Since(begun), 2*time.Second)
+		require.Less(t, time.Since(begun), patience)
 		require.EqualValues(t, 1, r.counted().Reasons[message.ReasonTunnelIdle])
 	})
 }

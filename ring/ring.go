@@ -143,7 +143,9 @@ func (e *engine) Now() int64 { return e.now }
 
 func (e *engine) Stats() loop.Stats {
 	s := e.stats
-	s.BuffersOut = e.groups[0].out + e.groups[1].out
+	for i := range e.groups {
+		s.BuffersOut += e.groups[i].out * e.groups[i].class.Bytes()
+	}
 	return s
 }
 

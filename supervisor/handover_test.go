@@ -110,7 +110,7 @@ func TestReloadChangesWorkers(t *testing.T) {
 	eventually(t, "the others to end", func() bool {
 		return syscall.Kill(four[2], 0) != nil && syscall.Kill(four[3], 0) != nil
 	})
-	require.Len(t, r.Status().Workers, 2)
+	eventually(t, "the others to be forgotten", func() bool { return len(r.Status().Workers) == 2 })
 
 	r.reload(configWith(4, "127.0.0.1:0"))
 	require.Equal(t, four[:2], r.pids()[:2])

@@ -262,7 +262,7 @@ func answerOf(t *testing.T, conn net.Conn) (generation uint64, pid int) {
 // eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); {
+	for end := time.Now().Add(30 * time.Second); !ok(); {
 		require.True(t, time.Now().Before(end), "waited too long for: %s", what)
 		time.Sleep(2 * time.Millisecond)
 	}

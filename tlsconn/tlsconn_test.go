@@ -363,7 +363,10 @@ func TestAbortLeavesNothing(t *testing.T) {
 		require.ErrorIs(t, s.Handshake(), errStopped)
 		c.Abort()
 	}
-	require.LessOrEqual(t, runtime.NumGoroutine(), before)
+	// The last ones may be about to end.
+	for end := time.Now().Add(30 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		require.True(t, time.Now().Before(end), "goroutines: %d, %d before", runtime.NumGoroutine(), before)
+	}
 }
 
 // Renegotiation is refused: our server asks for none, and Go's has no code for

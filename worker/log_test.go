@@ -176,6 +176,11 @@ func TestStuckReaderAndAnotherFile(t *testing.T) {
 	for deadline := time.Now().Add(patience); line(b, lines, made); made++ {
 		require.True(t, time.Now().Before(deadline), "somebody reads")
 	}
+	// Before that the writer might turn to the other file at once.
+	soon(t, "lines in the pipe", func() bool {
+		n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		return err == nil && n > 0
+	})
 	path := logPath(t)
 	f := openLogFile(t, path)
 	open, err = l.give("x", f)

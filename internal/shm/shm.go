@@ -83,8 +83,8 @@ type Totals struct {
 type Gauges struct {
 	Connections   uint64 // client connections open
 	BackendIdle   uint64 // idle connections to backends
-	BuffersLent   uint64 // bytes
-	BuffersMapped uint64 // bytes
+	BuffersLent   uint64 // bytes that connections hold; none while all are idle
+	BuffersMapped uint64 // bytes, also of buffers for the kernel to fill and free ones
 	Goroutines    uint64
 	Generation    uint64 // the configuration in force
 	// OldestGeneration is the oldest one that an exchange under way still
