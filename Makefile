@@ -53,7 +53,7 @@ fuzz:
 soak: build
 	CUP_LONG=1 go test -count=1 -timeout 3h $(TESTFLAGS) $(PACKAGES)
 
-# Both engines and nginx under wrk, interleaved; writes the results.
+# Both engines, nginx and haproxy under load, interleaved; writes the results.
 bench: build
 	go build $(GOFLAGS) -o bin/bench ./bench
 	bin/bench

@@ -110,7 +110,10 @@ func compare(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	b := newBench(o, dir, o.compareLine(), o.compareLoads())
+	b, err := newBench(o, dir, o.compareLine(), o.compareLoads())
+	if err != nil {
+		return err
+	}
 	b.results.Old, b.results.Build = &builds[0], builds[1]
 	b.results.Versions = map[string]string{"wrk": wrkVersion()}
 	if b.results.Machine, err = thisMachine(o); err != nil {

@@ -101,10 +101,10 @@ func TestCompareOptions(t *testing.T) {
 	require.Error(t, good.checkCompare([]string{"HEAD"}))
 
 	some := good
-	some.engines, some.load = []string{"epoll", "uring"}, "1 connection"
+	some.engines, some.load = []string{"epoll", "uring"}, "256 connections"
 	require.NoError(t, some.checkCompare([]string{"a", "b"}))
-	require.Equal(t, `bin/bench compare --rounds=9 --seconds=3 --engine=epoll,uring --load="1 connection" a b`, some.compareLine())
-	require.Len(t, some.compareLoads(), 2)
+	require.Equal(t, `bin/bench compare --rounds=9 --seconds=3 --engine=epoll,uring --load="256 connections" a b`, some.compareLine())
+	require.Len(t, some.compareLoads(), 1)
 	for _, engines := range [][]string{{"kqueue"}, {"epoll", "epoll"}} {
 		some.engines = engines
 		require.Error(t, some.checkCompare([]string{"a", "b"}))
@@ -131,7 +131,7 @@ func TestCommonEngines(t *testing.T) {
 }
 
 func TestPairs(t *testing.T) {
-	list, err := pairs(&options{proxyCPU: 3}, [2]string{"/a/cup", "/b/cup"}, []string{"epoll", "uring"}, "/tmp/x", "127.0.0.1:9")
+	list, err := pairs(&options{proxyCPU: 3, old: "/a/cup"}, [2]string{"/a/cup", "/b/cup"}, []string{"epoll", "uring"}, "/tmp/x", "127.0.0.1:9")
 	require.NoError(t, err)
 	var got []string
 	addresses := map[string]bool{}

@@ -1,5 +1,5 @@
-// Command bench compares Cloud Cup's two engines with each other and with
-// nginx under the same load, and writes what it saw to BENCHMARKS.md.
+// Command bench compares Cloud Cup's two engines with each other, with nginx
+// and with HAProxy under the same load, and writes what it saw to BENCHMARKS.md.
 //
 //	bin/bench              run, keep the raw results, write the tables
 //	bin/bench table        write the tables again from the newest raw results
@@ -11,11 +11,12 @@
 // Every program under test has one worker, pinned with its master to one CPU.
 // wrk and the backend share another CPU. A round runs every load against every
 // program; the order of programs turns around from one run to the next
-// (A B C C B A), so that a slow drift of the machine meets all of them alike.
+// (A B C D D C B A), so that a slow drift of the machine meets all of them alike.
 // Programs are compared within a round only. A comparison does the same with
 // two builds (A B B A), and tells how sure its ratios are.
 //
 // The first figure is CPU time per request of the proxy's own processes: it
 // says what a proxy costs also when the client is the bottleneck. Requests per
-// second and latency are wrk's.
+// second and latency are wrk's, or of a client of ours where each request has a
+// TLS handshake of its own.
 package main

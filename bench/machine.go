@@ -120,7 +120,12 @@ func versions() (map[string]string, error) {
 		return nil, fmt.Errorf("nginx -v: %w", err)
 	}
 	_, nginx, _ := strings.Cut(strings.TrimSpace(string(out)), "/")
-	return map[string]string{"nginx": nginx, "wrk": wrkVersion()}, nil
+	out, err = exec.Command("haproxy", "-v").CombinedOutput() // "HAProxy version 2.6.12-1+deb12u4 2026/10/17 - ..."
+	if err != nil {
+		return nil, fmt.Errorf("haproxy -v: %w", err)
+	}
+	haproxy := strings.Fields(strings.TrimPrefix(string(out), "HAProxy version "))[0]
+	return map[string]string{"nginx": nginx, "haproxy": haproxy, "wrk": wrkVersion()}, nil
 }
 
 func wrkVersion() string {

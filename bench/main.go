@@ -24,7 +24,7 @@ const (
 // the suite works, and never replace the tables.
 const (
 	roundsFull  = 7
-	secondsFull = 3
+	secondsFull = 2
 )
 
 // options are the command line.
@@ -78,6 +78,9 @@ func main() {
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == backendCommand {
 		os.Exit(report(serveBackend(args[1:])))
+	}
+	if len(args) > 0 && args[0] == handshakesCommand {
+		os.Exit(report(serveHandshakes(args[1:])))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends at once

@@ -11,12 +11,14 @@ import (
 	"time"
 )
 
-// warmUpSeconds of each load come before the first round.
+// warmUpSeconds of each load come before the first round of a run with as many
+// rounds as a full one: shorter ones show only that the suite works.
 const warmUpSeconds = 1
 
 // bench is one call's state.
 type bench struct {
 	o       *options
+	self    string // this program's file
 	dir     string // temporary: configurations, logs
 	results *Results
 	chosen  func(dir, backend string) ([]candidate, error) // the programs, where backend is the address of theirs
@@ -34,7 +36,10 @@ func measure(ctx context.Context, o *options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := newBench(o, dir, o.command(), selected(o.load))
+	b, err := newBench(o, dir, o.command(), selected(o.load))
+	if err != nil {
+		return err
+	}
 	if err := b.describe(); err != nil {
 		return err
 	}
@@ -48,16 +53,26 @@ func measure(ctx context.Context, o *options) error {
 }
 
 // newBench is a bench with its results so far: what will be done.
-func newBench(o *options, dir, command string, loads []Load) *bench {
-	b := &bench{o: o, dir: dir, results: &Results{
+func newBench(o *options, dir, command string, loads []Load) (*bench, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{o: o, self: self, dir: dir, results: &Results{
 		Schema: schema, Started: time.Now().UTC().Truncate(time.Second),
 		Command: command, Rounds: o.rounds, Seconds: o.seconds, Loads: loads,
 	}}
 	for i := range loads {
-		command := wrkCommand(o.clientCPU, &loads[i], o.seconds, "ADDRESS")
-		b.results.Clients = append(b.results.Clients, strings.Join(command, " "))
+		l := &loads[i]
+		command := clientCommand("bin/bench", o.clientCPU, l, o.seconds, l.url("ADDRESS", "ADDRESS"))
+		text := strings.Join(command, " ")
+		if l.Beside > 0 {
+			command = besideCommand("bin/bench", o.clientCPU, l, o.seconds, l.url("ADDRESS", "ADDRESS"))
+			text += " & " + strings.Join(command, " ")
+		}
+		b.results.Clients = append(b.results.Clients, text)
 	}
-	return b
+	return b, writeCertificate(dir)
 }
 
 // runAll makes all runs, and leaves no process behind.
@@ -84,12 +99,8 @@ func (b *bench) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	command := pinned(b.o.clientCPU, self, backendCommand, address)
-	b.results.Backend = strings.Replace(strings.Join(command, " "), self, "bin/bench", 1)
+	command := pinned(b.o.clientCPU, b.self, backendCommand, address)
+	b.results.Backend = strings.Replace(strings.Join(command, " "), b.self, "bin/bench", 1)
 	if _, err := b.startOne(ctx, func() (*server, error) { return startServer(b.dir, backendCommand, address, command) }); err != nil {
 		return err
 	}
@@ -132,22 +143,26 @@ func (b *bench) rounds(ctx context.Context) error {
 	loads := b.results.Loads
 	total := len(loads) * len(b.servers)
 	order := order(b.o.rounds, len(loads), len(b.servers))
-	fmt.Fprintf(os.Stderr, "%d runs of %d s after %d s of warm-up, about %v\n", len(order), b.o.seconds, total*warmUpSeconds,
-		time.Duration(total*warmUpSeconds+len(order)*b.o.seconds)*time.Second)
-	for _, t := range order[:total] {
-		if _, err := b.load(ctx, t, warmUpSeconds); err != nil {
+	warmUps := order[:total]
+	if b.o.rounds < roundsFull {
+		warmUps = nil
+	}
+	fmt.Fprintf(os.Stderr, "%d runs of %d s after %d s of warm-up, about %v\n", len(order), b.o.seconds, len(warmUps)*warmUpSeconds,
+		time.Duration(len(warmUps)*warmUpSeconds+len(order)*b.o.seconds)*time.Second)
+	for _, t := range warmUps {
+		if _, _, err := b.load(ctx, t, warmUpSeconds); err != nil {
 			return err
 		}
 	}
 	for i, t := range order {
 		r := Run{Round: t.round + 1, Load: loads[t.load].Name, Program: b.results.Programs[t.program].Name}
 		before, err1 := b.sample(t.program)
-		w, err2 := b.load(ctx, t, b.o.seconds)
+		w, beside, err2 := b.load(ctx, t, b.o.seconds)
 		after, err3 := b.sample(t.program)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		r.Wrk, r.CPU = w, after.since(&before)
+		r.Wrk, r.Beside, r.CPU = w, beside, after.since(&before)
 		if err := errors.Join(err1, err2, err3); err != nil {
 			r.Failure = err.Error()
 		} else if !slices.Equal(before.pids, after.pids) {
@@ -163,8 +178,24 @@ func (b *bench) sample(program int) (sample, error) {
 	return takeSample(b.servers[program].cmd.Process.Pid, b.o.proxyCPU, b.o.clientCPU)
 }
 
-func (b *bench) load(ctx context.Context, t turn, seconds int) (Wrk, error) {
-	return runWrk(ctx, wrkCommand(b.o.clientCPU, &b.results.Loads[t.load], seconds, b.servers[t.program].address))
+// load makes one run. beside is the number of handshakes that were made beside
+// it.
+func (b *bench) load(ctx context.Context, t turn, seconds int) (w Wrk, beside int64, err error) {
+	l, s := &b.results.Loads[t.load], b.servers[t.program]
+	url := l.url(s.address, s.secure)
+	command := clientCommand(b.self, b.o.clientCPU, l, seconds, url)
+	if l.Beside == 0 {
+		w, err = runClient(ctx, l, command)
+		return w, 0, err
+	}
+	finish, err := startHandshakes(ctx, besideCommand(b.self, b.o.clientCPU, l, seconds, url))
+	if err != nil {
+		return w, 0, err
+	}
+	w, err = runClient(ctx, l, command)
+	others, othersErr := finish()
+	w.ReadErrors += others.ReadErrors
+	return w, others.Requests, errors.Join(err, othersErr)
 }
 
 func (r *Run) progress() string {

@@ -44,6 +44,7 @@ func ownGroup() *syscall.SysProcAttr {
 type server struct {
 	name    string
 	address string
+	secure  string // address with TLS, empty without
 	cmd     *exec.Cmd
 	log     string        // file with its output
 	ended   chan struct{} // closed when it was waited for
@@ -75,8 +76,8 @@ func (s *server) ready(ctx context.Context, loads []Load) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("not ready in time"))
 	defer cancel()
 	for i := range loads {
-		for {
-			err := ask(ctx, "http://"+s.address+loads[i].Path, loads[i].Bytes)
+		for s.secure != "" || !loads[i].TLS {
+			err := ask(ctx, loads[i].url(s.address, s.secure), loads[i].Bytes)
 			if err == nil {
 				break
 			}
@@ -100,7 +101,8 @@ func ask(ctx context.Context, url string, bodyBytes int) error {
 		return err
 	}
 	request.Close = true
-	response, err := http.DefaultClient.Do(request)
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: clientTLS()}}
+	response, err := client.Do(request)
 	if err != nil {
 		return err
 	}

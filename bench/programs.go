@@ -1,29 +1,62 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // Names of programs. Ratios are to the reference.
 const (
-	nameRing  = "cloud-cup uring"
-	nameEpoll = "cloud-cup epoll"
-	reference = "nginx"
+	nameRing    = "cloud-cup uring"
+	nameEpoll   = "cloud-cup epoll"
+	nameHAProxy = "haproxy"
+	reference   = "nginx"
 )
 
 // loads are all loads of a full run.
 var loads = []Load{
-	{"100 B, 1 connection", 1, backendPath + "100", 100},
-	{"100 B, 64 connections", 64, backendPath + "100", 100},
-	{"100 B, 256 connections", 256, backendPath + "100", 100},
-	{"16 KiB, 1 connection", 1, backendPath + "16384", 16384},
-	{"16 KiB, 64 connections", 64, backendPath + "16384", 16384},
-	{"16 KiB, 256 connections", 256, backendPath + "16384", 16384},
+	plain("100 B, 1 connection", 1, 100),
+	plain("100 B, 64 connections", 64, 100),
+	plain("100 B, 256 connections", 256, 100),
+	plain("16 KiB, 64 connections", 64, 16<<10),
+	secure("TLS, 100 B, 64 connections", 64, 100),
+	secure("TLS, 16 KiB, 64 connections", 64, 16<<10),
+	secure("TLS, 1 MiB, 16 connections", 16, 1<<20),
+	shaking("TLS, new handshake, X25519", handshakeFull),
+	shaking("TLS, new handshake, hybrid preferred", handshakeHybrid),
+	shaking("TLS, resumed handshake", handshakeResumed),
+	burst("TLS, 100 B, 64, beside handshakes"),
+}
+
+// handshakers is the number of clients that make handshakes at a time.
+const handshakers = 32
+
+func plain(name string, connections, bytes int) Load {
+	return Load{Name: name, Connections: connections, Path: backendPath + strconv.Itoa(bytes), Bytes: bytes}
+}
+
+func secure(name string, connections, bytes int) Load {
+	l := plain(name, connections, bytes)
+	l.TLS = true
+	return l
+}
+
+func shaking(name, kind string) Load {
+	l := secure(name, handshakers, 100)
+	l.Handshake = kind
+	return l
+}
+
+func burst(name string) Load {
+	l := secure(name, 64, 100)
+	l.Beside = handshakers
+	return l
 }
 
 // selected are the loads that have text in their names.
@@ -34,8 +67,16 @@ func selected(text string) []Load {
 // candidate is a program that can be started.
 type candidate struct {
 	Program
-	address string // where it will listen
-	file    string // where its configuration will stand
+	site
+	file string // where its configuration will stand
+}
+
+// site is what a configuration is written for.
+type site struct {
+	address string // where the program will listen
+	secure  string // where it will listen for TLS
+	backend string // address of the backend
+	dir     string // of its files, and the certificate's
 }
 
 // candidates are all programs under test that work here, in the order of a
@@ -44,12 +85,13 @@ func candidates(o *options, build *Build, dir, backend string) ([]candidate, err
 	var list []candidate
 	for _, c := range []struct {
 		name, engine, file string
-		config             func(address, backend, dir string) string
+		config             func(*site) string
 		command            func(file string) []string
 	}{
 		{nameRing, "uring", "uring.json", cupConfig, cupCommand(o.cup, "uring")},
 		{nameEpoll, "epoll", "epoll.json", cupConfig, cupCommand(o.cup, "epoll")},
 		{reference, "", "nginx.conf", nginxConfig, nginxCommand},
+		{nameHAProxy, "", "haproxy.cfg", haproxyConfig, haproxyCommand},
 	} {
 		if c.engine != "" && !build.works(c.engine) {
 			fmt.Fprintf(os.Stderr, "left out: %s does not work here\n", c.name)
@@ -66,21 +108,26 @@ func candidates(o *options, build *Build, dir, backend string) ([]candidate, err
 }
 
 // newCandidate gives a program an address, and completes what depends on it.
-func newCandidate(o *options, name, file, backend string, config func(address, backend, dir string) string,
+func newCandidate(o *options, name, file, backend string, config func(*site) string,
 	command func(file string) []string) (candidate, error) {
-	address, err := freeAddress()
-	if err != nil {
+	address, err1 := freeAddress()
+	secure, err2 := freeAddress()
+	if err := errors.Join(err1, err2); err != nil {
 		return candidate{}, err
+	}
+	s := site{address, secure, backend, filepath.Dir(file)}
+	if o.old != "" && !slices.ContainsFunc(o.compareLoads(), func(l Load) bool { return l.TLS }) {
+		s.secure = "" // the old build may not speak TLS
 	}
 	words := command(file)
 	return candidate{
 		Program: Program{
 			Name:    name,
 			Command: pinned(o.proxyCPU, words[0], words[1:]...),
-			Config:  config(address, backend, filepath.Dir(file)),
+			Config:  config(&s),
 		},
-		address: address,
-		file:    file,
+		site: s,
+		file: file,
 	}, nil
 }
 
@@ -89,7 +136,11 @@ func (c *candidate) start(dir string) (*server, error) {
 	if err := os.WriteFile(c.file, []byte(c.Config), 0o644); err != nil {
 		return nil, err
 	}
-	return startServer(dir, c.Name, c.address, c.Command)
+	s, err := startServer(dir, c.Name, c.address, c.Command)
+	if err == nil {
+		s.secure = c.secure
+	}
+	return s, err
 }
 
 // published is the program as the results show it.
@@ -106,13 +157,23 @@ func cupCommand(program, engine string) func(file string) []string {
 	}
 }
 
-func cupConfig(address, backend, _ string) string {
-	return fmt.Sprintf(`{
-  "root": %q,
+func cupConfig(s *site) string {
+	listeners := `"ADDRESS"`
+	if s.secure != "" {
+		listeners = `["ADDRESS", {"address": "SECURE", "ssl": {"ssl_certificate": "DIR/CERTIFICATE", "ssl_certificate_key": "DIR/KEY"}}]`
+	}
+	return s.in(`{
+  "root": ` + listeners + `,
   "workers": 1,
-  "routes": {"*": {"backends": [{"host": %q}]}},
+  "routes": {"*": {"backends": [{"host": "BACKEND"}]}},
 }
-`, address, backend)
+`)
+}
+
+// in puts the site into a configuration.
+func (s *site) in(text string) string {
+	return strings.NewReplacer("ADDRESS", s.address, "SECURE", s.secure, "BACKEND", s.backend, "DIR", s.dir,
+		"CERTIFICATE", certificateFile, "KEY", keyFile, "BOTH", bothFile, "SUITE", suite).Replace(text)
 }
 
 func nginxCommand(file string) []string {
@@ -121,8 +182,8 @@ func nginxCommand(file string) []string {
 
 // nginxConfig is tuned as nginx's documentation advises, and adds the same
 // header fields as Cloud Cup, so that both do the same work.
-func nginxConfig(address, backend, dir string) string {
-	return strings.NewReplacer("ADDRESS", address, "BACKEND", backend, "DIR", dir).Replace(`daemon off;
+func nginxConfig(s *site) string {
+	return s.in(`daemon off;
 worker_processes 1;
 worker_rlimit_nofile 8192;
 pid DIR/nginx.pid;
@@ -146,6 +207,12 @@ http {
     }
     server {
         listen ADDRESS backlog=4096;
+        listen SECURE ssl backlog=4096;
+        ssl_certificate DIR/CERTIFICATE;
+        ssl_certificate_key DIR/KEY;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_ecdh_curve X25519;
+        ssl_conf_command Ciphersuites SUITE;
         location / {
             proxy_pass http://backend;
             proxy_http_version 1.1;
@@ -165,18 +232,54 @@ http {
 `)
 }
 
+func haproxyCommand(file string) []string {
+	return []string{"haproxy", "-db", "-f", file}
+}
+
+// haproxyConfig is tuned as haproxy's documentation advises, and adds the same
+// header fields. Its buffers hold a head with 16 KiB of body.
+func haproxyConfig(s *site) string {
+	return s.in(`global
+    nbthread 1
+    maxconn 4096
+    tune.bufsize 32768
+    tune.ssl.maxrecord 16384
+    ssl-default-bind-options ssl-min-ver TLSv1.2
+    ssl-default-bind-ciphersuites SUITE
+    ssl-default-bind-curves X25519
+defaults
+    mode http
+    timeout connect 10s
+    timeout client 60s
+    timeout server 60s
+    http-reuse always
+frontend clients
+    bind ADDRESS backlog 4096
+    bind SECURE ssl crt DIR/BOTH alpn http/1.1 backlog 4096
+    http-request set-header X-Forwarded-For %[src]
+    http-request set-header X-Forwarded-Proto http unless { ssl_fc }
+    http-request set-header X-Forwarded-Proto https if { ssl_fc }
+    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    http-request set-header Via "1.1 haproxy"
+    http-response set-header Via "1.1 haproxy"
+    default_backend all
+backend all
+    server backend BACKEND
+`)
+}
+
 // tool is a program that bench does not build, with its Debian package.
 type tool struct{ program, debianPackage string }
 
 // compareTools are what a comparison needs, runTools what a run does.
 var (
-	compareTools = []tool{{"taskset", "util-linux"}, {"wrk", "wrk"}}
-	runTools     = append(slices.Clip(compareTools), tool{"nginx", "nginx"})
+	compareTools = []tool{{"taskset", "util-linux"}, {"chrt", "util-linux"}, {"wrk", "wrk"}}
+	runTools     = append(slices.Clip(compareTools), tool{"nginx", "nginx"}, tool{"haproxy", "haproxy"})
 )
 
 // install brings what is missing, by apt.
 func install(needed []tool) error {
-	// Where Debian has nginx; not everybody's PATH has it.
+	// Where Debian has nginx and haproxy; not everybody's PATH has it.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin"); err != nil {
 		return err
 	}

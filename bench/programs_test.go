@@ -12,18 +12,21 @@ import (
 
 func TestCandidates(t *testing.T) {
 	build := &Build{CheckIO: "uring  yes: tier A\nepoll  yes: edge-triggered"}
-	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, build, "/tmp/x", "127.0.0.1:9")
+	dir := t.TempDir()
+	require.NoError(t, writeCertificate(dir))
+	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, build, dir, "127.0.0.1:9")
 	require.NoError(t, err)
-	require.Len(t, list, 3)
+	require.Len(t, list, 4)
 	for i := range list {
 		c := &list[i]
 		require.Equal(t, []string{"taskset", "--cpu-list", "3"}, c.Command[:3])
 		require.Contains(t, c.Config, c.address)
+		require.Contains(t, c.Config, c.secure)
 		require.Contains(t, c.Config, "127.0.0.1:9")
-		p := c.published("/tmp/x")
-		require.NotContains(t, p.Config+strings.Join(p.Command, " "), "/tmp/x")
+		p := c.published(dir)
+		require.NotContains(t, p.Config+strings.Join(p.Command, " "), dir)
 		if c.Ours {
-			parsed, err := config.Parse(c.file, []byte(c.Config), "/tmp/x")
+			parsed, err := config.Parse(c.file, []byte(c.Config), dir)
 			require.NoError(t, err)
 			require.Equal(t, 1, parsed.Workers)
 		}
@@ -57,7 +60,7 @@ func TestOptions(t *testing.T) {
 	require.Error(t, (&options{rounds: 1, seconds: 1}).check(nil))
 	require.True(t, (&options{rounds: roundsFull, seconds: secondsFull}).full())
 	require.False(t, (&options{rounds: roundsFull, seconds: secondsFull, load: "100 B"}).full())
-	require.Len(t, selected("100 B, 64"), 1)
+	require.Len(t, selected("100 B, 256"), 1)
 	require.Equal(t, loads, selected(""))
 
 	b := Build{CheckIO: "uring  no: enter: EPERM\nepoll  yes: edge-triggered"}

@@ -61,6 +61,21 @@ type Load struct {
 	Connections int    `json:"connections"`
 	Path        string `json:"path"`
 	Bytes       int    `json:"bytes"` // body of each response
+	TLS         bool   `json:"tls,omitempty"`
+	// Handshake is the kind of TLS handshake that each request has, on a
+	// connection of its own; empty if connections are kept.
+	Handshake string `json:"handshake,omitempty"`
+	// Beside is the number of clients that make a full handshake after the
+	// other at the same time, at the lowest priority.
+	Beside int `json:"handshakes_beside,omitempty"`
+}
+
+// url is what a load asks of a program at these addresses.
+func (l *Load) url(address, secure string) string {
+	if l.TLS {
+		return "https://" + secure + l.Path
+	}
+	return "http://" + address + l.Path
 }
 
 // Program is one program under test.
@@ -81,6 +96,7 @@ type Run struct {
 	// Failure says what made the run worthless, apart from errors that wrk
 	// counts.
 	Failure string `json:"failure,omitempty"`
+	Beside  int64  `json:"handshakes_beside,omitempty"` // made while the load ran
 }
 
 // Wrk is what wrk reports. Latencies are in microseconds.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -51,13 +52,15 @@ type figure struct {
 	name string
 	of   func(*Run) float64
 	more bool // is better
+	// beside says that it means something while other clients make handshakes.
+	beside bool
 }
 
 var (
-	cpuPerRequest = figure{"CPU per request", func(r *Run) float64 { return r.perRequest(r.ProxyNS) }, false}
-	rate          = figure{"requests per second", func(r *Run) float64 { return r.Rate }, true}
-	median        = figure{"p50", func(r *Run) float64 { return r.P50 }, false}
-	p99           = figure{"p99", func(r *Run) float64 { return r.P99 }, false}
+	cpuPerRequest = figure{"CPU per request", func(r *Run) float64 { return r.perRequest(r.ProxyNS) }, false, false}
+	rate          = figure{"requests per second", func(r *Run) float64 { return r.Rate }, true, true}
+	median        = figure{"p50", func(r *Run) float64 { return r.P50 }, false, true}
+	p99           = figure{"p99", func(r *Run) float64 { return r.P99 }, false, true}
 )
 
 // find returns the good runs of a program under a load, by round.
@@ -99,6 +102,7 @@ func tables(r *Results, path string) string {
 	var w strings.Builder
 	r.writeFacts(&w, path)
 	r.writeRatios(&w)
+	r.writeBeside(&w)
 	r.writeAll(&w)
 	r.writeLosses(&w)
 	r.writeDoubts(&w)
@@ -124,9 +128,15 @@ func (r *Results) writeFacts(w *strings.Builder, path string) {
 	fmt.Fprintf(w, "- Commit: %s\n", commit)
 	fmt.Fprintf(w, "- Machine: %d CPUs%s, %s, %d MiB; proxy on CPU %d, client and backend on CPU %d\n", m.CPUs, kind, m.CPU, m.MemoryMiB, m.ProxyCPU, m.ClientCPU)
 	fmt.Fprintf(w, "- System: Linux %s, %s, TCP congestion control %s\n", m.Kernel, m.System, m.TCP)
-	fmt.Fprintf(w, "- Versions: %s, nginx %s, wrk %s\n", b.Go, r.Versions["nginx"], r.Versions["wrk"])
+	fmt.Fprintf(w, "- Versions: %s", b.Go)
+	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
+		fmt.Fprintf(w, ", %s %s", name, r.Versions[name])
+	}
+	fmt.Fprintln(w)
 	for line := range strings.Lines(b.CheckIO) {
-		fmt.Fprintf(w, "- Engine: %s\n", strings.Join(strings.Fields(line), " "))
+		if f := strings.Fields(line); len(f) > 1 && slices.Contains([]string{"uring", "epoll"}, f[0]) {
+			fmt.Fprintf(w, "- Engine: %s\n", strings.Join(f, " "))
+		}
 	}
 	fmt.Fprintf(w, "\nEvery figure is the median of %s of %d s, with the least and the largest in parentheses.\n",
 		plural(r.Rounds, "round"), r.Seconds)
@@ -134,15 +144,66 @@ func (r *Results) writeFacts(w *strings.Builder, path string) {
 
 func (r *Results) writeRatios(w *strings.Builder) {
 	fmt.Fprintf(w, "\n### CPU time per request\n\n")
-	fmt.Fprintf(w, "Of all processes of the proxy. The last three columns are ratios within a round; below 1 the first one costs less.\n\n")
-	fmt.Fprintf(w, "| load | nginx, us | uring, us | epoll, us | uring to nginx | epoll to nginx | uring to epoll |\n|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "Of all processes of the proxy. The last four columns are ratios within a round; below 1 the first one costs less.\n\n")
+	fmt.Fprintf(w, "| load | nginx, us | haproxy, us | uring, us | epoll, us | haproxy to nginx | uring to nginx | epoll to nginx | uring to epoll |\n"+
+		"|---|---|---|---|---|---|---|---|---|\n")
 	f := cpuPerRequest.of
 	for _, l := range r.Loads {
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", l.Name,
-			micros(r.figures(l.Name, reference, f)), micros(r.figures(l.Name, nameRing, f)), micros(r.figures(l.Name, nameEpoll, f)),
-			ratioText(r.ratio(l.Name, nameRing, reference, f)), ratioText(r.ratio(l.Name, nameEpoll, reference, f)),
-			ratioText(r.ratio(l.Name, nameRing, nameEpoll, f)))
+		if l.Beside > 0 {
+			continue // the time has more than the requests in it
+		}
+		fmt.Fprintf(w, "| %s ", l.Name)
+		for _, name := range []string{reference, nameHAProxy, nameRing, nameEpoll} {
+			fmt.Fprintf(w, "| %s ", micros(r.figures(l.Name, name, f)))
+		}
+		for _, of := range [][2]string{{nameHAProxy, reference}, {nameRing, reference}, {nameEpoll, reference}, {nameRing, nameEpoll}} {
+			fmt.Fprintf(w, "| %s ", ratioText(r.ratio(l.Name, of[0], of[1], f)))
+		}
+		fmt.Fprintf(w, "|\n")
 	}
+}
+
+// writeBeside compares latencies while handshakes are made with those of the
+// same load without.
+func (r *Results) writeBeside(w *strings.Builder) {
+	begun := false
+	for i := range r.Loads {
+		l := &r.Loads[i]
+		calm := r.calm(l)
+		if calm == nil {
+			continue
+		}
+		if !begun {
+			fmt.Fprintf(w, "\n### Established connections while others make handshakes\n\n")
+			fmt.Fprintf(w, "The p99 of a load while new clients make one full handshake after the other, and its ratio to that of the same load\n"+
+				"without them in the same round.\n\n| load | program | handshakes in a run | p99, us | to undisturbed |\n|---|---|---|---|---|\n")
+			begun = true
+		}
+		for _, p := range r.Programs {
+			var ratios []float64
+			before := r.find(calm.Name, p.Name)
+			for round, run := range r.find(l.Name, p.Name) {
+				if other := before[round]; other != nil {
+					ratios = append(ratios, run.P99/other.P99)
+				}
+			}
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", l.Name, p.Name, whole(r.figures(l.Name, p.Name, func(r *Run) float64 { return float64(r.Beside) })),
+				whole(r.figures(l.Name, p.Name, p99.of)), ratioText(spreadOf(ratios)))
+		}
+	}
+}
+
+// calm is the load that l is when no handshakes are made beside it, if l has
+// some and the results have that load.
+func (r *Results) calm(l *Load) *Load {
+	for i := range r.Loads {
+		want := *l
+		want.Name, want.Beside = r.Loads[i].Name, 0
+		if l.Beside > 0 && r.Loads[i] == want {
+			return &r.Loads[i]
+		}
+	}
+	return nil
 }
 
 func (r *Results) writeAll(w *strings.Builder) {
@@ -192,6 +253,9 @@ func (r *Results) writeLosses(w *strings.Builder) {
 				continue
 			}
 			for _, m := range []figure{cpuPerRequest, rate, median, p99} {
+				if l.Beside > 0 && !m.beside {
+					continue
+				}
 				if text := r.loss(l.Name, p.Name, m); text != "" {
 					lines = append(lines, text)
 				}

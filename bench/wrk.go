@@ -9,14 +9,37 @@ import (
 	"time"
 )
 
-// wrkCommand is the client: one thread, pinned.
-func wrkCommand(cpu int, l *Load, seconds int, address string) []string {
+// clientCommand is the client of a load: one thread, pinned. self is the file of
+// this program.
+func clientCommand(self string, cpu int, l *Load, seconds int, url string) []string {
+	if l.Handshake != "" {
+		return pinned(cpu, self, handshakesArguments(l.Handshake, l.Connections, seconds, url)...)
+	}
 	return pinned(cpu, "wrk", "--threads=1", "--latency",
 		fmt.Sprintf("--connections=%d", l.Connections), fmt.Sprintf("--duration=%ds", seconds),
-		"http://"+address+l.Path)
+		url)
 }
 
-// runWrk runs a command of wrkCommand to its end, or until ctx ends.
+// besideCommand is the client that makes handshakes beside a load. Only what
+// that leaves of the CPU is its own: it would else delay the client whose
+// latencies count.
+func besideCommand(self string, cpu int, l *Load, seconds int, url string) []string {
+	return append([]string{"chrt", "--idle", "0"}, pinned(cpu, self, handshakesArguments(handshakeFull, l.Beside, seconds, url)...)...)
+}
+
+// runClient runs the client of a load.
+func runClient(ctx context.Context, l *Load, command []string) (Wrk, error) {
+	if l.Handshake != "" {
+		finish, err := startHandshakes(ctx, command)
+		if err != nil {
+			return Wrk{}, err
+		}
+		return finish()
+	}
+	return runWrk(ctx, command)
+}
+
+// runWrk runs a command of clientCommand to its end, or until ctx ends.
 func runWrk(ctx context.Context, command []string) (Wrk, error) {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.SysProcAttr = ownGroup()

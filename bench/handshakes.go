@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// handshakesCommand runs this program as a client that makes a connection for
+// each request, with a TLS handshake of a given kind, which wrk cannot.
+const handshakesCommand = "handshakes"
+
+// Kinds of handshakes.
+const (
+	handshakeFull    = "full"    // X25519
+	handshakeHybrid  = "hybrid"  // X25519MLKEM768 is preferred, X25519 is offered: what browsers do
+	handshakeResumed = "resumed" // by tickets, X25519
+)
+
+// exchangeTimeout bounds a connection, from its begin to its end.
+const exchangeTimeout = 10 * time.Second
+
+// handshakesArguments are those of the client for a load.
+func handshakesArguments(kind string, connections, seconds int, target string) []string {
+	return []string{handshakesCommand, "--kind=" + kind, fmt.Sprintf("--connections=%d", connections),
+		fmt.Sprintf("--seconds=%d", seconds), target}
+}
+
+// serveHandshakes is the client. It prints a Wrk as JSON.
+func serveHandshakes(args []string) error {
+	fs := pflag.NewFlagSet(handshakesCommand, pflag.ContinueOnError)
+	kind := fs.String("kind", handshakeFull, "")
+	connections := fs.Int("connections", 1, "")
+	seconds := fs.Int("seconds", 1, "")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	target, err := url.Parse(fs.Arg(0))
+	if err != nil {
+		return err
+	}
+	runtime.GOMAXPROCS(1) // it is pinned to one CPU
+	w, err := handshakes(*kind, *connections, time.Duration(*seconds)*time.Second, target)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(w)
+	fmt.Println(string(text))
+	return err
+}
+
+// handshakes makes connections, as many at a time as told, until the time is
+// over. A latency is that of a whole connection.
+func handshakes(kind string, connections int, duration time.Duration, target *url.URL) (Wrk, error) {
+	began := time.Now()
+	type share struct {
+		times []float64
+		bad   int64
+		err   error
+	}
+	shares := make(chan share)
+	for range connections {
+		go func() {
+			var s share
+			config := clientTLS(tls.X25519)
+			switch kind {
+			case handshakeHybrid:
+				config = clientTLS(tls.X25519MLKEM768, tls.X25519)
+			case handshakeResumed:
+				config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+			}
+			for first := true; time.Since(began) < duration; first = false {
+				start := time.Now()
+				if err := exchange(config, target, kind == handshakeResumed && !first); err != nil {
+					s.bad, s.err = s.bad+1, err
+					continue
+				}
+				s.times = append(s.times, float64(time.Since(start))/float64(time.Microsecond))
+			}
+			shares <- s
+		}()
+	}
+	var w Wrk
+	var times []float64
+	var last error
+	for range connections {
+		s := <-shares
+		times = append(times, s.times...)
+		w.ReadErrors += s.bad
+		last = errors.Join(last, s.err)
+	}
+	if len(times) == 0 {
+		return w, fmt.Errorf("no handshake went well: %w", last)
+	}
+	slices.Sort(times)
+	w.Requests = int64(len(times))
+	w.Rate = float64(w.Requests) / time.Since(began).Seconds()
+	w.P50, w.P99 = times[len(times)/2], times[len(times)*99/100]
+	return w, nil
+}
+
+// exchange makes one connection with one request.
+func exchange(config *tls.Config, target *url.URL, resumes bool) error {
+	raw, err := net.Dial("tcp", target.Host)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	if err := raw.SetDeadline(time.Now().Add(exchangeTimeout)); err != nil {
+		return err
+	}
+	c := tls.Client(raw, config)
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", target.Path, target.Host); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		return err
+	}
+	state := c.ConnectionState()
+	switch {
+	case response.StatusCode != http.StatusOK:
+		return errors.New(response.Status)
+	case state.DidResume != resumes:
+		return fmt.Errorf("resumed: %v, want %v", state.DidResume, resumes)
+	case tls.CipherSuiteName(state.CipherSuite) != suite:
+		return fmt.Errorf("%s, want %s", tls.CipherSuiteName(state.CipherSuite), suite)
+	}
+	return nil
+}
+
+// startHandshakes starts a command of handshakesArguments. finish waits for its
+// end, or for that of ctx.
+func startHandshakes(ctx context.Context, command []string) (finish func() (Wrk, error), err error) {
+	var out, problems bytes.Buffer
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.SysProcAttr = ownGroup()
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() (w Wrk, err error) {
+		err = cmd.Wait()
+		if ctx.Err() != nil {
+			return w, context.Cause(ctx)
+		}
+		if err != nil {
+			return w, fmt.Errorf("%s: %w: %s", handshakesCommand, err, problems.Bytes())
+		}
+		return w, json.Unmarshal(out.Bytes(), &w)
+	}, nil
+}
