@@ -17,7 +17,7 @@ import (
 
 // browser is a client on one connection that checks every byte that it gets.
 type browser struct {
-	conn *net.TCPConn
+	conn duplex
 	r    *bufio.Reader
 }
 

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,9 +20,10 @@ import (
 // connections so far.
 type stage struct {
 	script    *script
-	bytewise  bool   // everything is sent byte by byte
-	addr      string // of what stands between clients and backends
-	cup       *cup   // which may be a cloud-cup
+	bytewise  bool        // everything is sent byte by byte
+	addr      string      // of what stands between clients and backends
+	secure    *tls.Config // how clients speak TLS, nil if they do not
+	cup       *cup        // which may be a cloud-cup
 	deadline  <-chan time.Time
 	listeners []net.Listener
 	accepting sync.WaitGroup
@@ -138,11 +140,11 @@ func (g *stage) another() error {
 	default:
 		g.surplus = nil // one more may come now
 	}
-	conn, err := net.Dial("tcp", g.addr)
+	conn, err := g.dial()
 	if err != nil {
 		return err
 	}
-	c := g.newActor("another client", conn.(*net.TCPConn))
+	c := g.newActor("another client", conn)
 	defer c.finish()
 	c.do(func() { c.send([]byte("GET /another HTTP/1.1\r\nHost: cup.test\r\n\r\n"), false) })
 	b, err := g.asked()
@@ -290,6 +292,18 @@ func (g *stage) tell(event string) error {
 	return nil
 }
 
+// dial connects a client.
+func (g *stage) dial() (duplex, error) {
+	conn, err := net.Dial("tcp", g.addr)
+	switch {
+	case err != nil:
+		return nil, err
+	case g.secure == nil:
+		return conn.(*net.TCPConn), nil
+	}
+	return secure(conn, g.secure)
+}
+
 // actor is the connection that a step is about, which begins with it if it is
 // the first.
 func (g *stage) actor(st *step) (*actor, error) {
@@ -297,11 +311,11 @@ func (g *stage) actor(st *step) (*actor, error) {
 		if a := g.clients[st.which]; a != nil {
 			return a, nil
 		}
-		conn, err := net.Dial("tcp", g.addr)
+		conn, err := g.dial()
 		if err != nil {
 			return nil, err
 		}
-		g.clients[st.which] = g.newActor(fmt.Sprint("client ", st.which), conn.(*net.TCPConn))
+		g.clients[st.which] = g.newActor(fmt.Sprint("client ", st.which), conn)
 		return g.clients[st.which], nil
 	}
 	for len(g.backends) < st.which {
@@ -320,6 +334,9 @@ func (g *stage) actor(st *step) (*actor, error) {
 // nothing more came before it: "end", "reset", or "over" for either.
 func (g *stage) expect(a *actor, text pattern, event string) error {
 	text = text.with(g.addr, g.listeners[0].Addr().String())
+	if g.secure != nil {
+		text = text.secured()
+	}
 	for {
 		got, changed, end := a.received()
 		if event == "" {
@@ -360,7 +377,7 @@ func (g *stage) expect(a *actor, text pattern, event string) error {
 // does what the steps ask for, in order.
 type actor struct {
 	name   string
-	conn   *net.TCPConn
+	conn   duplex
 	closed bool // by a step
 	judged bool // its end was, by a step
 	todo   chan func()
@@ -375,7 +392,7 @@ type actor struct {
 // stepsMax bounds the steps of a script that wait for the one before.
 const stepsMax = 1000
 
-func (g *stage) newActor(name string, conn *net.TCPConn) *actor {
+func (g *stage) newActor(name string, conn duplex) *actor {
 	a := &actor{name: name, conn: conn, news: g.news, todo: make(chan func(), stepsMax), changed: make(chan struct{})}
 	go func() {
 		for f := range a.todo {

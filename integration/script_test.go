@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -468,6 +469,17 @@ func (p pattern) with(addr, backend string) pattern {
 			t = token{literal: []byte(backend)}
 		}
 		q = append(q, t)
+	}
+	return q
+}
+
+// secured is p where clients speak TLS.
+func (p pattern) secured() pattern {
+	q := slices.Clone(p)
+	for i := range q {
+		for _, field := range []string{"X-Forwarded-Proto: http", ";proto=http"} { // the last of its line, as we write them
+			q[i].literal = bytes.ReplaceAll(q[i].literal, []byte(field+"\r"), []byte(field+"s\r"))
+		}
 	}
 	return q
 }

@@ -53,6 +53,33 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
+// Everything is the same over TLS.
+func TestTranscriptsOverTLS(t *testing.T) {
+	all := scripts(t, "")
+	a := newAuthority(t)
+	ssl := `"ssl": {` + a.issue("cup.test", nil).ssl() + `}`
+	eachEngine(t, func(t *testing.T, engine string) {
+		for name, s := range all {
+			if s.waits() && !long() {
+				continue
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				g := newStage(t, s, false)
+				g.secure = a.trusting("cup.test")
+				config := strings.Replace(g.config(t), "{", "{"+ssl+",\n", 1)
+				c := startCup(t, engine, config)
+				g.cup, g.addr = c, c.addr
+				require.NoError(t, g.play(func() {
+					if !c.stopped { // by the script
+						c.stop()
+					}
+				}), s.title)
+			})
+		}
+	})
+}
+
 // A relay that lets everything through must fail each transcript that is about
 // a refusal: otherwise that transcript could not fail.
 func TestTranscriptsCanFail(t *testing.T) {

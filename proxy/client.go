@@ -230,6 +230,17 @@ func (c *client) broken() {
 	c.mark()
 }
 
+// violated ends the connection of a client that broke the rules of TLS, by which
+// nothing more can be said to it. It still gets the alert.
+func (c *client) violated() {
+	switch c.state {
+	case clientExchange:
+		c.broken()
+	case clientIdle, clientHead:
+		c.goodbye()
+	}
+}
+
 // cut ends the connection at once.
 func (c *client) cut() {
 	if c.x != nil {

@@ -50,6 +50,10 @@ const sealBytes = loop.BodyBytes * 7 / 8
 // come, and carry up to 90 bytes each.
 func sealed(n int) int { return n + n/10 + 256 }
 
+// repliesHeld is the memory of records beyond which nothing more is read: a peer
+// that asks for key updates and does not read the answers has no more than that.
+const repliesHeld = 2 * loop.BodyBytes
+
 // shakeTime is how much of a turn goes to handshakes when more of them wait: a
 // whole one takes about 0.2 ms.
 const shakeTime = 500 * time.Microsecond
@@ -134,7 +138,8 @@ func (s *session) queueRecords(n int) {
 	s.out.padEnd = s.padEnd
 }
 
-// room gets a buffer for n bytes of records, or the largest there is.
+// room gets a buffer for n bytes of records, or the largest there is: while
+// memory is short, what waits leaves in small pieces.
 func (s *session) room(n int) bool {
 	s.dropPad()
 	class := loop.ClassSmall
@@ -142,6 +147,10 @@ func (s *session) room(n int) bool {
 		class++
 	}
 	s.pad = s.c.p.pool.Get(class)
+	for s.pad == nil && class > loop.ClassSmall {
+		class--
+		s.pad = s.c.p.pool.Get(class)
+	}
 	return s.pad != nil
 }
 
@@ -220,8 +229,9 @@ func (s *session) shake() {
 		if c.isClient {
 			s.identify()
 		}
-	case err == tlsconn.ErrAgain && !s.short:
-		s.dry = true
+	case err == tlsconn.ErrAgain && (!s.short || s.tls.Busy()):
+		// What comes while a signature is made waits in the kernel.
+		s.dry = s.in.empty()
 	default:
 		s.refuse(err)
 	}
@@ -237,15 +247,31 @@ func (s *session) refuse(err error) {
 		c.fault = syscall.EPROTO
 		return
 	}
+	cl := c.owner.(*client)
+	s.leave()
 	var header tls.RecordHeaderError
-	if errors.As(err, &header) && plainHTTP(header.RecordHeader[:]) {
-		s.drop()
-		c.tls = nil
-		c.owner.(*client).refuse(message.ReasonPlainHTTP)
-		return
+	switch {
+	case errors.As(err, &header) && plainHTTP(header.RecordHeader[:]):
+		cl.refuse(message.ReasonPlainHTTP)
+	case s.short:
+		cl.because(message.ReasonMemory)
+		cl.goodbye()
+	default:
+		cl.because(message.ReasonTLSHandshake)
+		cl.goodbye()
 	}
-	c.owner.(*client).because(message.ReasonTLSHandshake)
-	c.eof = true
+}
+
+// leave ends the session, and not its connection: the records that it has
+// queued, of which the last is an alert, are still sent, and what else comes of
+// the peer is no concern of TLS. Its handshake must not be busy.
+func (s *session) leave() {
+	c := s.c
+	c.eof = c.eof || s.ended
+	c.out.drop()
+	c.out.join(&s.out)
+	s.drop()
+	c.tls = nil
 }
 
 // plainHTTP reports whether the first bytes of a connection look like a request
@@ -264,7 +290,7 @@ func plainHTTP(b []byte) bool {
 // whether the owner has something to look at.
 func (s *session) fill() bool {
 	c := s.c
-	if !s.up || s.dry || c.eof || c.fault != 0 {
+	if !s.up || s.dry || c.eof || c.fault != 0 || s.out.held > repliesHeld {
 		return false
 	}
 	code, class := c.owner.wantRecv()
@@ -294,6 +320,10 @@ func (s *session) fill() bool {
 		s.dry = true
 	case err == io.EOF, err == tlsconn.ErrTruncated && c.isClient: // requests tell their own end
 		c.eof = true
+	case c.isClient:
+		s.leave()
+		c.owner.(*client).violated()
+		return true
 	default:
 		c.fault = syscall.ECONNRESET
 	}
@@ -360,8 +390,8 @@ func (s *session) write(n int) error {
 // another connection by then.
 func (s *session) drop() {
 	s.closed = true
+	s.tls.Abort() // may send an alert
 	s.in.drop()
 	s.out.drop()
 	s.dropPad()
-	s.tls.Abort()
 }
