@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloud-cup/cloud-cup/control"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // A bad configuration is refused by each way, with its place, and what was in
@@ -189,4 +190,37 @@ func strangersCommands(file, backend string) [][]string {
 		{"reload"}, {"apply", file}, {"apply", "--save", file}, {"drain", backend}, {"disable", backend}, {"enable", backend},
 		{"weight", backend, "3"}, {"stop"},
 	}
+}
+
+// The configuration file becomes something that is none, such as a pipe whose
+// writer says nothing: a reload is refused at once, and neither who asks nor the
+// replacement of workers waits for it.
+func TestEventConfigurationIsNoFile(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		b := startBackend(t, "a")
+		c := startCup(t, engine, configOf([]string{b.addr}, oneWorker))
+		file := c.file
+		place := map[string]func(){
+			"pipe":   func() { require.NoError(t, unix.Mkfifo(file, 0o600)) },
+			"folder": func() { require.NoError(t, os.Mkdir(file, 0o700)) },
+			"device": func() { require.NoError(t, os.Symlink("/dev/zero", file)) },
+			"link":   func() { require.NoError(t, os.Symlink(file, file)) },
+			"gone":   func() {},
+		}
+		for name, put := range place {
+			require.NoError(t, os.RemoveAll(file))
+			put()
+			_, stderr, code := c.cupctl("reload")
+			require.Equal(t, 1, code, "%s: %s", name, stderr)
+			require.Contains(t, stderr, file, name)
+			require.NotEmpty(t, c.status().Config.Drift, name)
+			_, _, code = c.cupctl("apply", "--save", writeFile(t, "new.json", configOf([]string{b.addr}, oneWorker)))
+			require.Equal(t, 1, code, name)
+			require.NoError(t, onePerConnection(c.addr)(0, 1), name)
+		}
+		pid := c.workers()[0]
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		eventually(t, "a new worker", func() bool { return runningWorkers(c) == 1 && c.workers()[0] != pid })
+		require.EqualValues(t, 1, c.status().Generation)
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -79,9 +80,9 @@ func checkBackends(name string, cfg *config.Config) error {
 		"there are %d backends, at most %d are possible", len(keys), shm.BackendRowsMax)}}
 }
 
-// load reads the configuration file at path and validates it.
-func load(path string) (*generation, error) {
-	text, err := os.ReadFile(path)
+// load reads the configuration file at path with read and validates it.
+func load(path string, read func(string) ([]byte, error)) (*generation, error) {
+	text, err := read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -92,9 +93,28 @@ func load(path string) (*generation, error) {
 	return parse(path, text, dir, sourceFile)
 }
 
+// readRegular reads a configuration file while the master runs, which must not
+// wait for the writer of a pipe, nor take in more than there can be. At the
+// start any file will do.
+func readRegular(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, configBytesMax+1)) // one too many is an error of the text
+}
+
 // Check validates the configuration file at path as a start with it would.
 func Check(path string) error {
-	_, err := load(path)
+	_, err := load(path, os.ReadFile)
 	return err
 }
 

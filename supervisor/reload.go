@@ -38,7 +38,7 @@ func (m *Master) Reload() (applied *control.Applied, err error) {
 	case m.options.Path == "":
 		return nil, errNoFile
 	}
-	next, err := load(m.options.Path)
+	next, err := load(m.options.Path, readRegular)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ func replaceFile(path string, text []byte) (undo func() error, err error) {
 	if err != nil {
 		return nil, saveErr(path, err)
 	}
-	old, err := os.ReadFile(path)
+	old, err := readRegular(path)
 	if err != nil {
 		return nil, saveErr(path, err)
 	}

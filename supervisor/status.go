@@ -17,6 +17,14 @@ const sampleTimeout = 500 * time.Millisecond
 // Status collects what there is to know about the master and its workers.
 func (m *Master) Status() *control.Status {
 	stale := m.sample()
+	s, g := m.statusNow(stale)
+	s.Config.Drift = m.drift(g) // reads a file, for which nobody else waits
+	return s
+}
+
+// statusNow is Status but for what is in the file, with the generation in
+// force. The workers in stale did not bring their counters up to date.
+func (m *Master) statusNow(stale map[*incarnation]bool) (*control.Status, *generation) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g := m.current
@@ -28,7 +36,7 @@ func (m *Master) Status() *control.Status {
 		Draining:   isClosed(m.leaving),
 		Generation: m.served,
 		Config: control.ConfigStatus{
-			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded, Drift: m.drift(g),
+			File: m.options.Path, SHA256: sum(g.text), Source: g.source, Loaded: g.loaded,
 		},
 		Engine:    m.engine,
 		Listeners: m.sockets.addresses(),
@@ -50,7 +58,7 @@ func (m *Master) Status() *control.Status {
 		}
 	}
 	s.Totals = m.totalsStatus(&totals)
-	return s
+	return s, g
 }
 
 // sample has all running workers bring their counters up to date, and returns
@@ -167,7 +175,7 @@ func (m *Master) drift(g *generation) string {
 		}
 		return ""
 	}
-	text, err := os.ReadFile(m.options.Path)
+	text, err := readRegular(m.options.Path)
 	switch {
 	case err != nil:
 		return "the file cannot be read: " + err.Error()

@@ -278,7 +278,7 @@ func (m *Master) firstGeneration() (*generation, error) {
 
 func (m *Master) loadFirst() (*generation, error) {
 	if m.options.Path != "" {
-		return load(m.options.Path)
+		return load(m.options.Path, os.ReadFile)
 	}
 	dir, err := os.Getwd()
 	if err != nil {
