@@ -8,7 +8,6 @@
 package accesslog
 
 import (
-	"net/netip"
 	"strconv"
 	"time"
 
@@ -49,8 +48,8 @@ const Unknown = time.Duration(-1)
 // Record is what there is to say about one exchange. The byte slices are read
 // while the line is made and not kept; empty ones were not there.
 type Record struct {
-	End    int64      // when the exchange ended: nanoseconds since 1970
-	Client netip.Addr // invalid for a client on a unix socket
+	End    int64  // when the exchange ended: nanoseconds since 1970
+	Client []byte // its address; empty for a client on a unix socket
 
 	// Method and Protocol are empty where the first line of the head was no
 	// request line. Target is then that line, as far as it came.
@@ -233,11 +232,11 @@ func (w *Writer) json(b []byte, r *Record) []byte {
 
 // appendClient appends an address; a client on a unix socket has the word that
 // nginx writes.
-func appendClient(b []byte, a netip.Addr) []byte {
-	if !a.IsValid() {
+func appendClient(b, address []byte) []byte {
+	if len(address) == 0 {
 		return append(b, "unix:"...)
 	}
-	return a.AppendTo(b)
+	return append(b, address...)
 }
 
 // appendStatus appends a status in three digits, as nginx does.
@@ -251,11 +250,12 @@ func appendSeconds(b []byte, d time.Duration, unknown string) []byte {
 	if d < 0 {
 		return append(b, unknown...)
 	}
-	micros := int64(d / time.Microsecond)
-	b = strconv.AppendInt(b, micros/1e6, 10)
-	b = append(b, '.')
-	for rest, unit := micros%1e6, int64(1e5); unit > 0; unit /= 10 {
-		b = append(b, byte('0'+rest/unit%10))
+	micros := uint64(d / time.Microsecond)
+	b = strconv.AppendUint(b, micros/1e6, 10)
+	text := [...]byte{'.', 0, 0, 0, 0, 0, 0}
+	for i, rest := len(text)-1, uint32(micros%1e6); i > 0; i-- {
+		text[i] = byte('0' + rest%10)
+		rest /= 10
 	}
-	return b
+	return append(b, text[:]...)
 }

@@ -3,7 +3,6 @@ package accesslog
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -21,7 +20,7 @@ var atSecond = time.Date(2026, 11, 22, 22, 6, 8, 123456789, time.FixedZone("", 3
 func sample() *Record {
 	return &Record{
 		End:       atSecond.UnixNano(),
-		Client:    netip.MustParseAddr("192.0.2.7"),
+		Client:    []byte("192.0.2.7"),
 		Method:    []byte("GET"),
 		Target:    []byte("/game/1?q=a b"),
 		Protocol:  []byte("HTTP/1.1"),
@@ -164,7 +163,7 @@ func TestLongestLine(t *testing.T) {
 		long := []byte(strings.Repeat(fill, 5000))
 		hold(t, long, long, long, long)
 		r := &Record{
-			End: 1<<63 - 1, Client: netip.MustParseAddr("fe80:1111:2222:3333:4444:5555:6666:7777%interface0123456"),
+			End: 1<<63 - 1, Client: []byte("fe80:1111:2222:3333:4444:5555:6666:7777%interface0123456"),
 			Method: long, Target: long, Protocol: long, Referer: long, UserAgent: long, RequestID: long,
 			Status: 999, Bytes: 1<<63 - 1, BytesIn: 1<<63 - 1, Attempts: 1 << 30, Backend: string(long), Route: string(long),
 			Reason: message.ReasonBackendUnresolved, Total: 1<<63 - 1, Connect: 1<<63 - 1, Head: 1<<63 - 1, Own: 1<<63 - 1,
@@ -218,6 +217,8 @@ func BenchmarkAppend(b *testing.B) {
 	for f, name := range []string{"combined", "cup", "json"} {
 		b.Run(name, func(b *testing.B) {
 			w, r := NewWriter(0, "uring"), sample()
+			r.Referer = []byte("https://cup.test/matches/today?table=1")
+			r.UserAgent = []byte("Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0")
 			var dst [LineBytesMax]byte
 			b.SetBytes(int64(len(w.Append(dst[:0], Format(f), r))))
 			b.ReportAllocs()

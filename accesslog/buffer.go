@@ -8,11 +8,13 @@ import (
 
 // What the lines of a log may take. There are two pieces at first, one that the
 // loop fills and one that is being written, and more while the writer does not
-// keep up: at full load a piece is full in a few milliseconds, and a busy
-// machine may let the writer wait for longer.
+// keep up: at full load a piece is full in some tens of milliseconds, and a busy
+// machine may let the writer wait for longer. Waking the writer costs more than
+// a piece a quarter of that size takes to write. What of a piece was never
+// filled takes no memory.
 const (
-	pieceBytes = 64 << 10
-	piecesMax  = 32
+	pieceBytes = 256 << 10
+	piecesMax  = 8
 	// BufferBytes bounds the lines that one Buffer holds.
 	BufferBytes = piecesMax * pieceBytes
 )

@@ -19,6 +19,28 @@ var plain = func() (table [256]bool) {
 	return table
 }()
 
+// allPlain reports whether all of s stands for itself. It looks at eight bytes
+// at a time: most of what is logged is plain, and some of it long.
+func allPlain[T []byte | string](s T) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		quote, backslash := w^ones*'"', w^ones*'\\'
+		below := (w-ones*' ')&^w | (quote-ones)&^quote | (backslash-ones)&^backslash
+		if (below|w|(w+ones))&highs != 0 {
+			return false
+		}
+	}
+	for ; i < len(s); i++ {
+		if !plain[s[i]] {
+			return false
+		}
+	}
+	return true
+}
+
 // appendOrDash is appendText, with a dash for what is empty.
 func appendOrDash[T []byte | string](b []byte, s T, max int) []byte {
 	if len(s) == 0 {
@@ -31,6 +53,9 @@ func appendOrDash[T []byte | string](b []byte, s T, max int) []byte {
 // the backslash and all that is not printable ASCII become \xXX. It appends at
 // most max bytes, cutMark included.
 func appendText[T []byte | string](b []byte, s T, max int) []byte {
+	if len(s) <= max && allPlain(s) {
+		return append(b, s...)
+	}
 	end := len(b) + max
 	fits := len(b) // where the mark can still stand
 	done := 0
@@ -60,6 +85,9 @@ func appendText[T []byte | string](b []byte, s T, max int) []byte {
 // block too, are escaped. It appends at most max bytes, cutMark included, and
 // cuts no character or escape in two.
 func appendString[T []byte | string](b []byte, s T, max int) []byte {
+	if len(s) <= max && allPlain(s) {
+		return append(b, s...)
+	}
 	end := len(b) + max
 	fits := len(b)
 	done := 0

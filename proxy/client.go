@@ -41,6 +41,7 @@ type client struct {
 	conn
 	state     clientState
 	addr      netip.Addr // invalid for unix sockets
+	addrText  []byte     // the same; empty for unix sockets
 	listener  *listener
 	x         *exchange // from a head's first byte to its exchange's end
 	requests  int
@@ -76,13 +77,22 @@ func (p *Proxy) accepted(l *listener, op *loop.Op) {
 	c := p.takeClient()
 	c.open(int32(op.N))
 	c.listener = l
-	c.addr = op.Addr.Addr().Unmap()
+	c.setAddr(op.Addr.Addr().Unmap())
 	c.become(clientIdle)
 	if policy := p.snap.TLS[l.root]; policy != nil {
 		c.secure(tlsconn.Server, policy.Config).policy = policy
 	}
 	p.counters.Accepted++
 	c.mark()
+}
+
+// setAddr notes where the client is. The text is made once: every request
+// wants it.
+func (c *client) setAddr(addr netip.Addr) {
+	c.addr, c.addrText = addr, c.addrText[:0]
+	if addr.IsValid() {
+		c.addrText = addr.AppendTo(c.addrText)
+	}
 }
 
 func (c *client) advance() {

@@ -103,10 +103,10 @@ func (x *exchange) appendRFC7239(b []byte, trusted bool) []byte {
 		b = append(b, "for=unknown"...)
 	case c.addr.Is4():
 		b = append(b, "for="...)
-		b = c.addr.AppendTo(b)
+		b = append(b, c.addrText...)
 	default:
 		b = append(b, `for="[`...)
-		b = c.addr.AppendTo(b)
+		b = append(b, c.addrText...)
 		b = append(b, `]"`...)
 	}
 	if host := req.Text(req.Host); len(host) > 0 {
@@ -141,10 +141,10 @@ func appendList(b []byte, h *message.Head, id message.FieldID) []byte {
 
 // appendAddr appends the client's address as X-Forwarded-For has it.
 func (c *client) appendAddr(b []byte) []byte {
-	if !c.addr.IsValid() {
+	if len(c.addrText) == 0 {
 		return append(b, "unix:"...)
 	}
-	return c.addr.AppendTo(b)
+	return append(b, c.addrText...)
 }
 
 // portOf is the port of a listener's address, or empty for unix sockets.

@@ -76,7 +76,9 @@ func (x *exchange) writeRequestHead() message.Reason {
 		b = append(b, "X-Request-Id: "...)
 		from := len(b)
 		b = x.p.appendID(b)
-		x.kept.reqID = b[from:]
+		if r.log.log != nil {
+			x.kept.id = b[from:]
+		}
 		b = append(b, '\r', '\n')
 	}
 	b = append(b, r.request.lines...)
@@ -275,7 +277,7 @@ func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 		return false // the connection ends without an answer
 	}
 	if c.x != nil {
-		c.x.rec.status = info.Status
+		c.x.rec.status = uint16(info.Status)
 	}
 	length := len("NNN ") + len(info.Phrase) + len(": ") + len(info.Word) + len("\n") + len(info.Text) + len("\n")
 	b := append(c.scratch(), "HTTP/1.1 "...)

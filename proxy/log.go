@@ -43,8 +43,29 @@ type logRef struct {
 // kept is what the log wants of a request's head. It lies in buf, as the head
 // for the backends lies in theirs: in memory that is counted.
 type kept struct {
-	buf                                             *loop.Buffer // nil: nothing is kept
-	method, target, protocol, referer, agent, reqID []byte
+	buf  *loop.Buffer      // nil: nothing is kept
+	text []byte            // the parts, one behind the other
+	ends [keptParts]uint16 // where they end
+	id   []byte            // X-Request-Id: the last part, or our own in the head for the backends
+}
+
+// The parts of kept.
+const (
+	keptMethod = iota
+	keptTarget
+	keptProtocol
+	keptReferer
+	keptAgent
+	keptID // the client's own
+	keptParts
+)
+
+// part is one of the parts; empty if it was not there.
+func (k *kept) part(i int) []byte {
+	if i == 0 {
+		return k.text[:k.ends[0]]
+	}
+	return k.text[k.ends[i-1]:k.ends[i]]
 }
 
 // openLogs opens the logs that s names, as far as they are not open.
@@ -116,40 +137,49 @@ func (x *exchange) keepHead() {
 		return
 	}
 	req, c, k := &x.req, x.client, &x.kept
-	k.method = clipped(req.Text(req.MethodName), accesslog.MethodMax)
-	k.target = clipped(req.Text(req.Target), accesslog.TargetMax)
-	rest := req.Bytes[req.Target.Off+req.Target.Len : req.FirstLineEnd]
-	k.protocol = clipped(bytes.TrimSpace(rest), accesslog.ProtocolMax)
+	protocol := req.Bytes[req.FirstLineEnd-uint32(len("HTTP/1.x\r\n")) : req.FirstLineEnd-uint32(len("\r\n"))]
+	parts := [keptParts][]byte{
+		keptMethod:   clipped(req.Text(req.MethodName), accesslog.MethodMax),
+		keptTarget:   clipped(req.Text(req.Target), accesslog.TargetMax),
+		keptProtocol: protocol,
+	}
 	for i := range req.Fields {
 		f := &req.Fields[i]
 		switch name := req.Text(f.Name); {
 		case f.ID == message.FieldXRequestID:
-			k.reqID = clipped(req.Text(f.Value), accesslog.RequestIDMax)
+			parts[keptID] = clipped(req.Text(f.Value), accesslog.RequestIDMax)
 		case f.ID != message.FieldOther:
 		case named(name, refererName):
-			k.referer = clipped(req.Text(f.Value), accesslog.RefererMax)
+			parts[keptReferer] = clipped(req.Text(f.Value), accesslog.RefererMax)
 		case named(name, userAgentName):
-			k.agent = clipped(req.Text(f.Value), accesslog.UserAgentMax)
+			parts[keptAgent] = clipped(req.Text(f.Value), accesslog.UserAgentMax)
 		}
 	}
-	parts := [...]*[]byte{&k.method, &k.target, &k.protocol, &k.referer, &k.agent, &k.reqID}
 	n := 0
-	for _, part := range parts {
-		n += len(*part)
+	for i := range parts {
+		n += len(parts[i])
 	}
 	if !c.room(n) {
-		*k = kept{}
 		return
 	}
 	k.buf = c.pad
 	c.pad.Retain()
-	b := c.scratch()
-	for _, part := range parts {
-		from := len(b)
-		b = append(b, *part...)
-		*part = b[from:]
+	k.text = c.scratch()
+	for i := range parts {
+		k.text = append(k.text, parts[i]...)
+		k.ends[i] = uint16(len(k.text))
 	}
+	k.id = k.part(keptID)
 	c.padEnd += n
+}
+
+// dropKept gives back what was kept.
+func (x *exchange) dropKept() {
+	if x.kept.buf != nil {
+		x.kept.buf.Release()
+		x.kept = kept{}
+	}
+	x.kept.id = nil
 }
 
 var (
@@ -176,17 +206,18 @@ func (x *exchange) writeLog() {
 		return
 	}
 	line := accesslog.Record{
-		End: p.wall(), Client: x.client.addr,
-		Status: r.status, Bytes: x.respBody.moved + r.body, BytesIn: x.reqBody.moved,
-		Reason: r.reason, Attempts: r.attempts,
+		End: p.wall(), Client: x.client.addrText,
+		Status: int(r.status), Bytes: x.respBody.moved + r.body, BytesIn: x.reqBody.moved,
+		Reason: r.reason, Attempts: int(r.attempts),
 		Total:   accesslog.Unknown,
 		Connect: elapsed(r.asked, r.connected),
 		Head:    elapsed(r.began, r.answered),
 		Own:     accesslog.Unknown,
 	}
 	if x.route == nil {
-		x.keepRefused()
+		x.tellRefused(&line)
 	} else {
+		x.kept.tell(&line)
 		line.Route = x.route.spec.Pattern
 		line.Total = elapsed(r.began, p.now)
 	}
@@ -196,9 +227,6 @@ func (x *exchange) writeLog() {
 	if r.sampled {
 		line.Own = time.Duration(r.overhead)
 	}
-	k := &x.kept
-	line.Method, line.Target, line.Protocol = k.method, k.target, k.protocol
-	line.Referer, line.UserAgent, line.RequestID = k.referer, k.agent, k.reqID
 	if !log.log.Append(p.lines, log.format, &line) {
 		p.counters.LogDropped++
 	}
@@ -213,9 +241,15 @@ func elapsed(from, to int64) time.Duration {
 	return time.Duration(to - from)
 }
 
-// keepRefused looks for a request line in what is no request. It need not be
+// tell puts what is kept into a line.
+func (k *kept) tell(line *accesslog.Record) {
+	line.Method, line.Target, line.Protocol = k.part(keptMethod), k.part(keptTarget), k.part(keptProtocol)
+	line.Referer, line.UserAgent, line.RequestID = k.part(keptReferer), k.part(keptAgent), k.id
+}
+
+// tellRefused looks for a request line in what is no request. It need not be
 // copied: the line is written at once.
-func (x *exchange) keepRefused() {
+func (x *exchange) tellRefused(line *accesslog.Record) {
 	in := &x.client.in
 	if in.empty() {
 		return
@@ -227,13 +261,12 @@ func (x *exchange) keepRefused() {
 	if i := bytes.IndexAny(first, "\r\n"); i >= 0 {
 		first = first[:i]
 	}
-	k := &x.kept
 	space, last := bytes.IndexByte(first, ' '), bytes.LastIndexByte(first, ' ')
 	if space > 0 && space < last && bytes.HasPrefix(first[last+1:], []byte("HTTP/")) {
-		k.method, k.target, k.protocol = first[:space], first[space+1:last], first[last+1:]
+		line.Method, line.Target, line.Protocol = first[:space], first[space+1:last], first[last+1:]
 		return
 	}
-	k.target = first
+	line.Target = first
 }
 
 // wall is the time of this turn: nanoseconds since 1970, as the clock was no

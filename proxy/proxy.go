@@ -505,9 +505,6 @@ func (p *Proxy) putExchange(x *exchange) {
 	if x.headBuf != nil {
 		x.headBuf.Release()
 	}
-	if x.kept.buf != nil {
-		x.kept.buf.Release()
-	}
 	x.become(exchangeFree)
 	x.req.Reset()
 	x.resp.Reset()
@@ -517,7 +514,7 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.head, x.headRest, x.headBuf, x.upgrade = nil, nil, nil, nil
 	x.attempts, x.failure, x.stale, x.bodySeen = 0, message.ReasonNone, false, 0
 	x.reqBody.moved, x.respBody.moved, x.rec = 0, 0, record{}
-	x.kept = kept{}
+	x.dropKept()
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
 

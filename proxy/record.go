@@ -12,17 +12,18 @@ const overheadEvery = 64
 // record is what is to be told of an exchange when it has ended. Times are
 // those of the turns, in nanoseconds of CLOCK_MONOTONIC; 0 is never.
 type record struct {
-	began     int64          // the request's head was whole
-	asked     int64          // the last attempt began
-	connected int64          // its connection was made; 0 if it took an idle one
-	answered  int64          // the head of its response was whole
-	status    int            // that the client got; 0: none
-	reason    message.Reason // of our own answer, or why the exchange was cut
-	body      int64          // bytes of the body of our own answer
-	attempts  int            // backends that were asked
-	backend   *backend       // that was asked last
-	sampled   bool           // overhead is measured
-	overhead  int64          // nanoseconds of our own work
+	began     int64    // the request's head was whole
+	asked     int64    // the last attempt began
+	connected int64    // its connection was made; 0 if it took an idle one
+	answered  int64    // the head of its response was whole
+	body      int64    // bytes of the body of our own answer
+	overhead  int64    // nanoseconds of our own work
+	backend   *backend // that was asked last
+
+	status   uint16         // that the client got; 0: none
+	attempts uint8          // backends that were asked, no more than attemptsMax
+	reason   message.Reason // of our own answer, or why the exchange was cut
+	sampled  bool           // overhead is measured
 }
 
 // opened begins the record of an exchange whose route is known.
@@ -51,7 +52,7 @@ func (x *exchange) asking(b *backend) {
 
 // responding notes a final response of the backend, which the client gets.
 func (x *exchange) responding(status int) {
-	x.rec.status = status
+	x.rec.status = uint16(status)
 	x.rec.answered = x.p.now
 	x.rec.backend.stats.ObserveLatency(x.p.now - x.rec.asked)
 }
@@ -91,8 +92,8 @@ func (x *exchange) recorded() {
 }
 
 // class is the place of a status in the counts by class.
-func class(status int) int {
-	if c := status / 100; c < shm.Classes {
+func class(status uint16) int {
+	if c := int(status / 100); c < shm.Classes {
 		return c
 	}
 	return 0 // 600 and above are valid in syntax, and of no class

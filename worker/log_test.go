@@ -243,7 +243,7 @@ func (l *lockedText) String() string {
 func TestLinesWaitForTheirFile(t *testing.T) {
 	l := newLogs(slog.New(slog.DiscardHandler))
 	b, lines := l.Open("x"), newLines()
-	for i := range 1000 { // more than a piece takes
+	for i := range 5000 { // more than a piece takes
 		require.True(t, line(b, lines, i))
 	}
 	path := logPath(t)
@@ -254,7 +254,7 @@ func TestLinesWaitForTheirFile(t *testing.T) {
 	require.Zero(t, l.finish())
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
-	require.Equal(t, 1000, bytes.Count(text, []byte("\n")))
+	require.Equal(t, 5000, bytes.Count(text, []byte("\n")))
 }
 
 // The end of a process is not held up by a log that nobody reads, or that has
