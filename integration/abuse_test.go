@@ -505,7 +505,7 @@ func (s *siege) takeTurns(t *testing.T, worst func()) {
 
 // turn makes a request on conn and closes it.
 func (s *siege) turn(conn *net.TCPConn, i int) error {
-	b := &browser{conn, bufio.NewReader(conn)}
+	b := &browser{conn: conn, r: bufio.NewReader(conn)}
 	_, err := b.get("", 5000, int64(i), []string{"", "?chunked"}[i%2])
 	return errors.Join(err, conn.Close())
 }

@@ -19,6 +19,9 @@ import (
 type browser struct {
 	conn duplex
 	r    *bufio.Reader
+	// since is the generation that was acknowledged when the last request
+	// began; see town.visit.
+	since int64
 }
 
 // requestTime bounds a request of a browser.
@@ -29,7 +32,7 @@ func openBrowser(addr string) (*browser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &browser{conn.(*net.TCPConn), bufio.NewReaderSize(conn, 64<<10)}, nil
+	return &browser{conn: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, 64<<10)}, nil
 }
 
 // browse opens a browser for the length of the test.

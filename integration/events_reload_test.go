@@ -69,6 +69,10 @@ func (w *town) visit(b *browser, kind int, seed int64, f *inForce) (answer, erro
 		return a, err
 	}
 	first, last := f.window(from)
+	if f.upgrades {
+		first = b.since
+	}
+	b.since = from
 	elsewhere := a.backend == w.fixed.name || a.backend == w.second.name
 	for g := first; g <= last; g++ {
 		turn := a.backend == w.turn(g).name
@@ -82,7 +86,7 @@ func (w *town) visit(b *browser, kind int, seed int64, f *inForce) (answer, erro
 				return a, nil
 			}
 		case 2: // the route exists in generation from alone
-			if g == from && turn || g > from && elsewhere {
+			if g == from && turn || g != from && elsewhere {
 				return a, nil
 			}
 		}

@@ -79,7 +79,13 @@ func (r *residents) request(i int, make func(*browser) (answer, error)) (answer,
 // inForce tells by which generations a request may be served: those from the
 // one that was acknowledged when it began to the one that was asked for when it
 // ended.
-type inForce struct{ acknowledged, asked atomic.Int64 }
+type inForce struct {
+	acknowledged, asked atomic.Int64
+	// upgrades: the old program, which drains, answers the last request of a
+	// connection by what it had; it may have had it when the request before
+	// was made.
+	upgrades bool
+}
 
 // window returns the generations that may serve what began when the
 // acknowledged one was from.

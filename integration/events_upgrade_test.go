@@ -23,7 +23,7 @@ func TestEventUpgrades(t *testing.T) {
 		c, file := startFrom(t, engine, w.config(0))
 		clients := pick(256, 64)
 		here := settle(t, c.addr, clients)
-		var f inForce
+		f := inForce{upgrades: true}
 		var moved atomic.Int64
 		kept := startLoad(t, clients, func(worker, turn int) error {
 			_, err := here.request(worker, func(b *browser) (answer, error) {

@@ -38,5 +38,5 @@ func openSecurely(addr string, config *tls.Config) (*browser, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &browser{c, bufio.NewReaderSize(c, 64<<10)}, nil
+	return &browser{conn: c, r: bufio.NewReaderSize(c, 64<<10)}, nil
 }

@@ -16,7 +16,7 @@ import (
 
 // orphanWait is how long a new master waits for the workers of one that was
 // killed to close their listeners.
-const orphanWait = time.Second
+const orphanWait = 3 * time.Second
 
 // bindGroup binds root, an address as config.Config.Root has it, for slots
 // workers. ":port" is all addresses of both families (IPv4's alone where there
