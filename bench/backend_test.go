@@ -106,7 +106,7 @@ func TestReadyTellsWhyNot(t *testing.T) {
 func TestReadyChecksTheBody(t *testing.T) {
 	s := startBackend(t)
 	wrong := []Load{{Path: backendPath + "99", Bytes: 100}}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	require.ErrorContains(t, s.ready(ctx, wrong), "99 bytes that are not the backend's 100")
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,8 +21,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// handshakesCommand runs this program as a client that makes a connection for
-// each request, with a TLS handshake of a given kind, which wrk cannot.
+// handshakesCommand runs this program as a client with TLS handshakes of a given
+// kind, which wrk cannot. It makes a connection for each request but for
+// handshakeOnce.
 const handshakesCommand = "handshakes"
 
 // Kinds of handshakes.
@@ -29,7 +31,13 @@ const (
 	handshakeFull    = "full"    // X25519
 	handshakeHybrid  = "hybrid"  // X25519MLKEM768 is preferred, X25519 is offered: what browsers do
 	handshakeResumed = "resumed" // by tickets, X25519
+	// One for each connection, before the time counts. The connection is kept,
+	// and rests for keptPause between requests: so the client has time to
+	// spare for handshakes beside it.
+	handshakeOnce = "once"
 )
+
+const keptPause = 20 * time.Millisecond
 
 // exchangeTimeout bounds a connection, from its begin to its end.
 const exchangeTimeout = 10 * time.Second
@@ -64,7 +72,8 @@ func serveHandshakes(args []string) error {
 }
 
 // handshakes makes connections, as many at a time as told, until the time is
-// over. A latency is that of a whole connection.
+// over. A latency is that of a whole connection; that of a request if
+// connections are kept.
 func handshakes(kind string, connections int, duration time.Duration, target *url.URL) (Wrk, error) {
 	began := time.Now()
 	type share struct {
@@ -76,6 +85,14 @@ func handshakes(kind string, connections int, duration time.Duration, target *ur
 	for range connections {
 		go func() {
 			var s share
+			if kind == handshakeOnce {
+				s.times, s.err = keep(target, began.Add(duration))
+				if s.err != nil {
+					s.bad++
+				}
+				shares <- s
+				return
+			}
 			config := clientTLS(tls.X25519)
 			switch kind {
 			case handshakeHybrid:
@@ -113,6 +130,32 @@ func handshakes(kind string, connections int, duration time.Duration, target *ur
 	return w, nil
 }
 
+// keep asks again and again on one connection, and returns the latencies in
+// microseconds.
+func keep(target *url.URL, until time.Time) ([]float64, error) {
+	raw, err := net.Dial("tcp", target.Host)
+	if err != nil {
+		return nil, err
+	}
+	defer raw.Close()
+	c := tls.Client(raw, clientTLS(tls.X25519))
+	if err := c.Handshake(); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(c)
+	var times []float64
+	// Not all connections ask at the same time.
+	for pause := rand.N(keptPause); time.Now().Before(until); pause = keptPause {
+		time.Sleep(pause)
+		start := time.Now()
+		if err := request(raw, c, r, target, "keep-alive"); err != nil {
+			return times, err
+		}
+		times = append(times, float64(time.Since(start))/float64(time.Microsecond))
+	}
+	return times, nil
+}
+
 // exchange makes one connection with one request.
 func exchange(config *tls.Config, target *url.URL, resumes bool) error {
 	raw, err := net.Dial("tcp", target.Host)
@@ -120,28 +163,37 @@ func exchange(config *tls.Config, target *url.URL, resumes bool) error {
 		return err
 	}
 	defer raw.Close()
+	c := tls.Client(raw, config)
+	if err := request(raw, c, bufio.NewReader(c), target, "close"); err != nil {
+		return err
+	}
+	state := c.ConnectionState()
+	switch {
+	case state.DidResume != resumes:
+		return fmt.Errorf("resumed: %v, want %v", state.DidResume, resumes)
+	case tls.CipherSuiteName(state.CipherSuite) != suite:
+		return fmt.Errorf("%s, want %s", tls.CipherSuiteName(state.CipherSuite), suite)
+	}
+	return nil
+}
+
+// request asks once on c, which reads by r and lies over raw.
+func request(raw net.Conn, c *tls.Conn, r *bufio.Reader, target *url.URL, connection string) error {
 	if err := raw.SetDeadline(time.Now().Add(exchangeTimeout)); err != nil {
 		return err
 	}
-	c := tls.Client(raw, config)
-	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", target.Path, target.Host); err != nil {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: %s\r\n\r\n", target.Path, target.Host, connection); err != nil {
 		return err
 	}
-	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	response, err := http.ReadResponse(r, nil)
 	if err != nil {
 		return err
 	}
 	if _, err := io.Copy(io.Discard, response.Body); err != nil {
 		return err
 	}
-	state := c.ConnectionState()
-	switch {
-	case response.StatusCode != http.StatusOK:
+	if response.StatusCode != http.StatusOK {
 		return errors.New(response.Status)
-	case state.DidResume != resumes:
-		return fmt.Errorf("resumed: %v, want %v", state.DidResume, resumes)
-	case tls.CipherSuiteName(state.CipherSuite) != suite:
-		return fmt.Errorf("%s, want %s", tls.CipherSuiteName(state.CipherSuite), suite)
 	}
 	return nil
 }

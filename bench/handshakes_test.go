@@ -33,6 +33,7 @@ func TestHandshakes(t *testing.T) {
 	require.NoError(t, err)
 	for kind, group := range map[string]tls.CurveID{
 		handshakeFull: tls.X25519, handshakeHybrid: tls.X25519MLKEM768, handshakeResumed: tls.X25519,
+		handshakeOnce: tls.X25519,
 	} {
 		w, err := handshakes(kind, 2, 100*time.Millisecond, target)
 		require.NoError(t, err, kind)
@@ -51,8 +52,8 @@ func TestHandshakes(t *testing.T) {
 }
 
 func TestBesideTable(t *testing.T) {
-	calm := secure("calm", 64, 100)
-	r := &Results{Loads: []Load{plain("plain", 64, 100), calm, burst("burst")}, Programs: []Program{{Name: nameRing}}}
+	calm := pausing("calm", 0)
+	r := &Results{Loads: []Load{plain("plain", 64, 100), calm, pausing("burst", handshakers)}, Programs: []Program{{Name: nameRing}}}
 	for round, p99 := range [][2]float64{{100, 200}, {200, 500}, {100, 300}} {
 		r.Runs = append(r.Runs,
 			Run{Round: round, Load: "calm", Program: nameRing, Wrk: Wrk{Requests: 1, P99: p99[0]}},

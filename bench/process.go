@@ -76,16 +76,20 @@ func (s *server) ready(ctx context.Context, loads []Load) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("not ready in time"))
 	defer cancel()
 	for i := range loads {
+		var problem error
 		for s.secure != "" || !loads[i].TLS {
 			err := ask(ctx, loads[i].url(s.address, s.secure), loads[i].Bytes)
 			if err == nil {
 				break
 			}
+			if problem == nil || ctx.Err() == nil {
+				problem = err // that the time is over tells nothing
+			}
 			select {
 			case <-s.ended:
 				return fmt.Errorf("%s ended: %s", s.name, s.logTail())
 			case <-ctx.Done():
-				return fmt.Errorf("%s: %w: %w: %s", s.name, context.Cause(ctx), err, s.logTail())
+				return fmt.Errorf("%s: %w: %w: %s", s.name, context.Cause(ctx), problem, s.logTail())
 			case <-time.After(retryPause):
 			}
 		}

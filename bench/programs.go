@@ -31,7 +31,8 @@ var loads = []Load{
 	shaking("TLS, new handshake, X25519", handshakeFull),
 	shaking("TLS, new handshake, hybrid preferred", handshakeHybrid),
 	shaking("TLS, resumed handshake", handshakeResumed),
-	burst("TLS, 100 B, 64, beside handshakes"),
+	pausing("TLS, 100 B, 64 that pause", 0),
+	pausing("TLS, 100 B, 64 that pause, beside handshakes", handshakers),
 }
 
 // handshakers is the number of clients that make handshakes at a time.
@@ -53,9 +54,9 @@ func shaking(name, kind string) Load {
 	return l
 }
 
-func burst(name string) Load {
+func pausing(name string, beside int) Load {
 	l := secure(name, 64, 100)
-	l.Beside = handshakers
+	l.Handshake, l.Beside = handshakeOnce, beside
 	return l
 }
 

@@ -62,8 +62,8 @@ type Load struct {
 	Path        string `json:"path"`
 	Bytes       int    `json:"bytes"` // body of each response
 	TLS         bool   `json:"tls,omitempty"`
-	// Handshake is the kind of TLS handshake that each request has, on a
-	// connection of its own; empty if connections are kept.
+	// Handshake is the kind of TLS handshakes that a client of ours makes;
+	// empty if the client is wrk, which keeps its connections.
 	Handshake string `json:"handshake,omitempty"`
 	// Beside is the number of clients that make a full handshake after the
 	// other at the same time, at the lowest priority.
