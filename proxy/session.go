@@ -42,8 +42,10 @@ type session struct {
 const recordBytes = 16 << 10
 
 // sealBytes is the most plain text that is turned into records at once, so that
-// they fit one buffer of ClassBody with their framing: see sealed.
-const sealBytes = loop.BodyBytes * 7 / 8
+// they fit one buffer of ClassHead with their framing: see sealed. The kernel
+// copies them while they are still in the cache: a body of 1 MiB costs 13 % less
+// than with ClassBody, though there are eight times as many sends.
+const sealBytes = loop.HeadBytes * 7 / 8
 
 // sealed is the memory that the records of n bytes need at most. Those of a
 // fresh connection are short, so that the peer can begin before 16 KiB have
@@ -363,8 +365,11 @@ func (s *session) write(n int) error {
 	plain := c.p.plain[:0]
 	for left := n; left > 0; {
 		b := c.out.segs[c.out.head].b
-		if len(plain) == 0 && len(b) >= recordBytes && left >= recordBytes {
-			k := min(len(b), left) / recordBytes * recordBytes
+		k := min(len(b), left)
+		if len(plain) == 0 && (k == left || k >= recordBytes) {
+			if k < left {
+				k -= k % recordBytes // the rest shares a record with what follows
+			}
 			if err := s.tls.Write(b[:k]); err != nil {
 				return err
 			}
@@ -372,7 +377,7 @@ func (s *session) write(n int) error {
 			left -= k
 			continue
 		}
-		k := min(len(b), left, cap(plain)-len(plain))
+		k = min(k, cap(plain)-len(plain))
 		plain = append(plain, b[:k]...)
 		c.out.sent(k)
 		left -= k
