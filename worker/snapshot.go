@@ -34,11 +34,16 @@ func newPrepared(p *control.Payload) (*prepared, error) {
 	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain, pin: cfg.Pin, large: len(p.Text) >= largeConfig}, nil
 }
 
+// ownFiles are descriptors that are no connections: of listeners, logs, the
+// engine and the control channel.
+const ownFiles = 32
+
 // connectionsFor is the number of client connections that a process with that
-// many descriptors may take: a quarter is left to connections to backends, which
-// fewer exchanges than connections need at a time.
+// many descriptors may take. As many again are left to connections to backends,
+// so that each client can have a request under way: who waits in the accept
+// queue is served later, and a request without a descriptor is refused.
 func connectionsFor(files uint64) int {
-	return int(min(files-files/4, 1<<30))
+	return int(min(max(files, 2*ownFiles)-ownFiles, 1<<31) / 2)
 }
 
 // newSnapshot translates a configuration, with the addresses that came with it,
