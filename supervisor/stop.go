@@ -23,10 +23,16 @@ func (m *Master) obey(signals <-chan os.Signal) error {
 		case <-beats:
 			m.notifyAlive()
 		case s := <-signals:
-			if stops(s) {
+			if !stops(s) {
+				go m.follow(s) // a signal to stop must not wait for it
+				continue
+			}
+			select {
+			case h := <-m.heirs: // which has the sockets and their files: not ours to remove
+				return m.retire(h, signals)
+			default:
 				return m.stop(s, signals)
 			}
-			go m.follow(s) // a signal to stop must not wait for it
 		case h := <-m.heirs:
 			return m.retire(h, signals)
 		}

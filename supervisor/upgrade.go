@@ -104,8 +104,8 @@ func (m *Master) Upgrade() (*control.Upgraded, error) {
 		Seconds: time.Since(begin).Seconds(),
 	}
 	m.retired.Store(true)
+	m.heirs <- h // at once: see obey
 	m.log.Info("upgraded", "pid", u.PID, "version", u.Version, "after", time.Since(begin).Round(time.Millisecond).String())
-	m.heirs <- h
 	return u, nil
 }
 
