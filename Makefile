@@ -25,17 +25,17 @@ run: build
 	bin/cloud-cup --demo
 
 test: build
-	go test $(TESTFLAGS) $(PACKAGES)
+	go test -timeout 20m $(TESTFLAGS) $(PACKAGES)
 
 race: build
-	CGO_ENABLED=1 go test -race $(TESTFLAGS) $(PACKAGES)
+	CGO_ENABLED=1 go test -race -timeout 20m $(TESTFLAGS) $(PACKAGES)
 
 # Tests with other people's programs as clients, backends and peers (Debian).
 PEERS = nginx haproxy wrk curl openssl chromium python3 strace systemd-analyze
 test-peers: build
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $${p%-analyze}"; done; \
 	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
-	go test -count=1 -tags peers $(TESTFLAGS) ./integration/...
+	go test -count=1 -timeout 20m -tags peers $(TESTFLAGS) ./integration/...
 
 # Every fuzz target for FUZZTIME. An input that fails is not made smaller: what
 # goes over sockets cannot be repeated often enough. Before Go 1.27 a run may end
