@@ -39,6 +39,7 @@ const (
 	RefererMax   = 512
 	UserAgentMax = 384
 	RequestIDMax = 128
+	SNIMax       = 128
 	nameMax      = 224 // of a backend, and of a route
 )
 
@@ -64,11 +65,20 @@ type Record struct {
 	Attempts int    // backends that the request was tried on
 	Backend  string // the last of them; empty: none
 	Route    string // its pattern; empty where no request was understood
+	TLS      *TLS   // of the client's connection; nil without
 
 	Total   time.Duration // from the request's whole head to the end; Unknown without one
 	Connect time.Duration // for the last backend's connection; Unknown for one that was there
 	Head    time.Duration // from the request's head to the response's; Unknown without one
 	Own     time.Duration // that the loop worked on it; Unknown but for a sample
+}
+
+// TLS is what a client's handshake came to.
+type TLS struct {
+	Version string // "1.2" or "1.3"
+	Suite   string // as crypto/tls names it
+	SNI     string // the name that was asked for; empty: none
+	Resumed bool
 }
 
 // A Writer makes lines. It belongs to one goroutine.
@@ -177,7 +187,40 @@ func (w *Writer) cup(b []byte, r *Record) []byte {
 	b = append(b, ` id="`...)
 	b = appendOrDash(b, r.RequestID, RequestIDMax)
 	b = append(b, '"')
+	b = r.TLS.cup(b)
 	return append(b, w.tail...)
+}
+
+// cup appends what a cup line tells of TLS.
+func (t *TLS) cup(b []byte) []byte {
+	if t == nil {
+		return append(b, ` tls=- suite=- sni="-" resumed=-`...)
+	}
+	b = append(b, " tls="...)
+	b = append(b, t.Version...)
+	b = append(b, " suite="...)
+	b = append(b, t.Suite...)
+	b = append(b, ` sni="`...)
+	b = appendOrDash(b, t.SNI, SNIMax)
+	if t.Resumed {
+		return append(b, `" resumed=yes`...)
+	}
+	return append(b, `" resumed=no`...)
+}
+
+// json appends what an object tells of TLS.
+func (t *TLS) json(b []byte) []byte {
+	if t == nil {
+		return append(b, `,"tls":"","suite":"","sni":"","resumed":null`...)
+	}
+	b = append(b, `,"tls":"`...)
+	b = append(b, t.Version...)
+	b = append(b, `","suite":"`...)
+	b = append(b, t.Suite...)
+	b = append(b, `","sni":"`...)
+	b = appendString(b, t.SNI, SNIMax)
+	b = append(b, `","resumed":`...)
+	return strconv.AppendBool(b, t.Resumed)
 }
 
 // json appends an object. Every line has every key; what is not known is null
@@ -227,6 +270,7 @@ func (w *Writer) json(b []byte, r *Record) []byte {
 	b = appendSeconds(b, r.Head, "null")
 	b = append(b, `,"own_seconds":`...)
 	b = appendSeconds(b, r.Own, "null")
+	b = r.TLS.json(b)
 	return append(b, w.tailObj...)
 }
 

@@ -55,6 +55,7 @@ func TestGoldenLines(t *testing.T) {
 	full.Connect, full.Own, full.Reason = 90*time.Microsecond, 7*time.Microsecond, message.ReasonBackendReset
 	refused := &Record{End: full.End, Target: []byte("\x16\x03\x01 x\""), Status: 400, Bytes: 60,
 		Reason: message.ReasonBadRequest, Connect: Unknown, Head: Unknown, Own: Unknown}
+	full.TLS = &TLS{Version: "1.3", Suite: "TLS_AES_128_GCM_SHA256", SNI: "cup.test\"", Resumed: true}
 	const prefix = `192.0.2.7 - - [22/Nov/2026:22:06:08 +0100] "GET /game/1?q=a b HTTP/1.1" 200 1234 "http://cup.test/\x22x" "curl/8 (\xC3\xA9)"`
 	for _, c := range []struct {
 		format Format
@@ -65,17 +66,20 @@ func TestGoldenLines(t *testing.T) {
 		{Combined, refused, `unix: - - [22/Nov/2026:22:06:08 +0100] "\x16\x03\x01 x\x22" 400 60 "-" "-"`},
 		{Combined, &Record{End: full.End, Status: 408}, `unix: - - [22/Nov/2026:22:06:08 +0100] "-" 408 0 "-" "-"`},
 		{Cup, full, prefix + ` total=0.001500 connect=0.000090 head=0.001200 own=0.000007 in=5 route="/game/*" ` +
-			`backend="127.0.0.1:8081" attempts=2 reason=backend_reset id="0123456789abcdef" slot=3 engine=uring`},
+			`backend="127.0.0.1:8081" attempts=2 reason=backend_reset id="0123456789abcdef" ` +
+			`tls=1.3 suite=TLS_AES_128_GCM_SHA256 sni="cup.test\x22" resumed=yes slot=3 engine=uring`},
 		{Cup, sample(), prefix + ` total=0.001500 connect=- head=0.001200 own=- in=5 route="/game/*" ` +
-			`backend="127.0.0.1:8081" attempts=2 reason=- id="0123456789abcdef" slot=3 engine=uring`},
+			`backend="127.0.0.1:8081" attempts=2 reason=- id="0123456789abcdef" tls=- suite=- sni="-" resumed=- slot=3 engine=uring`},
 		{JSON, full, `{"time":"2026-11-22T22:06:08.123+01:00","client":"192.0.2.7","method":"GET","target":"/game/1?q=a b",` +
 			`"protocol":"HTTP/1.1","status":200,"bytes":1234,"bytes_in":5,"referer":"http://cup.test/\"x","user_agent":"curl/8 (é)",` +
 			`"request_id":"0123456789abcdef","route":"/game/*","backend":"127.0.0.1:8081","attempts":2,"reason":"backend_reset",` +
-			`"total_seconds":0.001500,"connect_seconds":0.000090,"head_seconds":0.001200,"own_seconds":0.000007,"slot":3,"engine":"uring"}`},
+			`"total_seconds":0.001500,"connect_seconds":0.000090,"head_seconds":0.001200,"own_seconds":0.000007,` +
+			`"tls":"1.3","suite":"TLS_AES_128_GCM_SHA256","sni":"cup.test\"","resumed":true,"slot":3,"engine":"uring"}`},
 		{JSON, refused, `{"time":"2026-11-22T22:06:08.123+01:00","client":"unix:","method":"","target":"\u0016\u0003\u0001 x\"",` +
 			`"protocol":"","status":400,"bytes":60,"bytes_in":0,"referer":"","user_agent":"",` +
 			`"request_id":"","route":"","backend":"","attempts":0,"reason":"bad_request",` +
-			`"total_seconds":0.000000,"connect_seconds":null,"head_seconds":null,"own_seconds":null,"slot":3,"engine":"uring"}`},
+			`"total_seconds":0.000000,"connect_seconds":null,"head_seconds":null,"own_seconds":null,` +
+			`"tls":"","suite":"","sni":"","resumed":null,"slot":3,"engine":"uring"}`},
 	} {
 		w := inZone(NewWriter(3, "uring"), c.record)
 		require.Equal(t, c.want+"\n", string(w.Append(nil, c.format, c.record)))
@@ -117,6 +121,7 @@ func unescape(s string) string {
 func hold(t *testing.T, target, referer, agent, id []byte) {
 	t.Helper()
 	r := sample()
+	r.TLS = &TLS{Version: "1.2", Suite: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", SNI: string(referer)}
 	r.Target, r.Referer, r.UserAgent, r.RequestID = target, referer, agent, id
 	w := NewWriter(1023, "uring")
 	for _, f := range []Format{Combined, Cup, JSON} {
@@ -130,7 +135,7 @@ func hold(t *testing.T, target, referer, agent, id []byte) {
 		if f == JSON {
 			var o map[string]any
 			require.NoError(t, json.Unmarshal(line, &o), "%s", line)
-			require.Len(t, o, 21)
+			require.Len(t, o, 25)
 			if want := strings.ToValidUTF8(string(target), ""); want == string(target) && 6*len(target) < TargetMax {
 				require.Equal(t, want, o["target"])
 			}
@@ -146,7 +151,7 @@ func hold(t *testing.T, target, referer, agent, id []byte) {
 		}
 		if f == Cup {
 			rest := line[len(m[0]):]
-			require.Regexp(t, `^ total=\S+ connect=\S+ head=\S+ own=\S+ in=\d+ route="[^"]*" backend="[^"]*" attempts=\d+ reason=\S+ id="[^"]*" slot=\d+ engine=\S+\n$`, string(rest))
+			require.Regexp(t, `^ total=\S+ connect=\S+ head=\S+ own=\S+ in=\d+ route="[^"]*" backend="[^"]*" attempts=\d+ reason=\S+ id="[^"]*" tls=\S+ suite=\S+ sni="[^"]*" resumed=\S+ slot=\d+ engine=\S+\n$`, string(rest))
 		}
 	}
 }
@@ -167,6 +172,7 @@ func TestLongestLine(t *testing.T) {
 			Method: long, Target: long, Protocol: long, Referer: long, UserAgent: long, RequestID: long,
 			Status: 999, Bytes: 1<<63 - 1, BytesIn: 1<<63 - 1, Attempts: 1 << 30, Backend: string(long), Route: string(long),
 			Reason: message.ReasonBackendUnresolved, Total: 1<<63 - 1, Connect: 1<<63 - 1, Head: 1<<63 - 1, Own: 1<<63 - 1,
+			TLS: &TLS{Version: "1.2", Suite: "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", SNI: string(long)},
 		}
 		w := NewWriter(1023, "uring")
 		for _, f := range []Format{Combined, Cup, JSON} {
@@ -200,6 +206,7 @@ func TestCutsEndInTheMark(t *testing.T) {
 
 func TestAppendAllocatesNothing(t *testing.T) {
 	b, w, r := NewBuffer(), NewWriter(0, "uring"), sample()
+	r.TLS = &TLS{Version: "1.3", Suite: "TLS_AES_128_GCM_SHA256", SNI: "cup.test"}
 	for _, f := range []Format{Combined, Cup, JSON} {
 		require.Zero(t, testing.AllocsPerRun(1000, func() {
 			r.End += 1e6

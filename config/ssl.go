@@ -323,6 +323,22 @@ func (d *decoder) read(path string) ([]byte, error) {
 	return text, err
 }
 
+// ReadAgain reads the files again whose contents f has. The system's authorities
+// stay as they are.
+func (f Files) ReadAgain() (Files, error) {
+	again := make(Files, len(f))
+	for path, text := range f {
+		if path != SystemRoots {
+			var err error
+			if text, err = readSmall(path); err != nil {
+				return nil, err
+			}
+		}
+		again[path] = text
+	}
+	return again, nil
+}
+
 // readSmall reads a regular file of at most pemBytesMax bytes.
 func readSmall(path string) ([]byte, error) {
 	st, err := os.Stat(path)

@@ -61,6 +61,9 @@ const (
 	TypeBackends Type = "backends"
 	// TypeBeat asks for a sign of life, which the loop itself gives.
 	TypeBeat Type = "beat"
+	// TypeTickets brings new keys of session tickets, for the generation in
+	// force.
+	TypeTickets Type = "tickets"
 	// TypeDrain asks to stop accepting and to end within Deadline. Connections
 	// without a request are closed after Grace.
 	TypeDrain Type = "drain"
@@ -99,8 +102,9 @@ type Message struct {
 	Log        string        `json:"log,omitempty"`      // log: the path as configured
 	Error      string        `json:"error,omitempty"`    // ack: why not
 	Engine     *Engine       `json:"engine,omitempty"`
-	Guard      *Guard        `json:"guard,omitempty"` // ack of a start or commit
-	Cut        int           `json:"cut,omitempty"`   // drained: connections cut at the deadline
+	Guard      *Guard        `json:"guard,omitempty"`       // ack of a start or commit
+	Cut        int           `json:"cut,omitempty"`         // drained: connections cut at the deadline
+	TicketKeys [][32]byte    `json:"ticket_keys,omitempty"` // tickets: as in Payload
 }
 
 // Start is what a worker must know before its first connection.

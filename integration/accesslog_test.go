@@ -85,7 +85,7 @@ func (w *writers) close() {
 var (
 	combinedLine = regexp.MustCompile(`^127\.0\.0\.1 - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "GET (/combined/\S+) HTTP/1\.1" 200 5 "http://r" "\\x22w\\x5C"$`)
 	cupLine      = regexp.MustCompile(`^127\.0\.0\.1 - - \[[^]]+\] "GET (/cup/\S+) HTTP/1\.1" 200 5 "http://r" "\\x22w\\x5C" total=\d+\.\d{6} connect=(?:-|\d+\.\d{6}) ` +
-		`head=\d+\.\d{6} own=(?:-|\d+\.\d{6}) in=0 route="/cup/\*" backend="127\.0\.0\.1:\d+" attempts=1 reason=- id="[0-9a-f]{32}" slot=[01] engine=(?:uring|epoll)$`)
+		`head=\d+\.\d{6} own=(?:-|\d+\.\d{6}) in=0 route="/cup/\*" backend="127\.0\.0\.1:\d+" attempts=1 reason=- id="[0-9a-f]{32}" tls=- suite=- sni="-" resumed=- slot=[01] engine=(?:uring|epoll)$`)
 )
 
 // targetOf is the request that a line tells of. Any byte that is not as it must

@@ -24,6 +24,9 @@ var (
 	ofRoute   = []string{"route"}
 	ofBackend = []string{"backend"}
 	ofSlot    = []string{"slot"}
+
+	tlsVersions = []string{"1.2", "1.3"}
+	yesNo       = []string{"no", "yes"}
 )
 
 var masterFamilies = []family{
@@ -48,6 +51,25 @@ var masterFamilies = []family{
 		}},
 	{Family{"cloudcup_overhead_seconds", HistogramType, "Time that was our own work on a request, of one request in 64.", nil},
 		func(e *encoder, s *Snapshot) { e.histogram(&s.Overhead, e.overhead) }},
+	{Family{"cloudcup_tls_handshakes_total", Counter, "TLS handshakes with clients and backends.", []string{"result"}},
+		func(e *encoder, s *Snapshot) {
+			e.count(s.Handshakes, "ok")
+			e.count(s.HandshakesFailed, "failed")
+		}},
+	{Family{"cloudcup_tls_sessions_total", Counter, "TLS handshakes that clients completed.", []string{"version", "resumed"}},
+		func(e *encoder, s *Snapshot) {
+			for version, counts := range s.Sessions {
+				for resumed, n := range counts {
+					e.count(n, tlsVersions[version], yesNo[resumed])
+				}
+			}
+		}},
+	{Family{"cloudcup_certificate_expiry_seconds", Gauge, "When a certificate expires, in Unix time.", []string{"file"}},
+		func(e *encoder, s *Snapshot) {
+			for _, c := range s.Certificates {
+				e.sample(c.NotAfter, c.File)
+			}
+		}},
 	{Family{"process_cpu_seconds_total", Counter, "CPU time of the master.", nil},
 		func(e *encoder, s *Snapshot) { e.sample(s.Master.CPU) }},
 	{Family{"process_open_fds", Gauge, "Open descriptors of the master.", nil},

@@ -30,6 +30,11 @@ type Snapshot struct {
 	// same index. The first one is "none", which is not written.
 	Reasons []string
 	Errors  []uint64
+
+	Handshakes, HandshakesFailed uint64
+	Sessions                     [2][2]uint64 // of clients: TLS 1.2 and 1.3, new and resumed
+	Certificates                 []Certificate
+
 	// LatencyBounds and OverheadBounds are the upper bounds of the buckets of
 	// histograms, in seconds, ascending.
 	LatencyBounds  []float64
@@ -37,6 +42,12 @@ type Snapshot struct {
 	Overhead       Histogram
 	Routes         []Route
 	Backends       []Backend
+}
+
+// Certificate is one of our own.
+type Certificate struct {
+	File     string
+	NotAfter float64 // seconds since 1970
 }
 
 // Process is what the kernel knows about a process.

@@ -55,6 +55,8 @@ func full(routes, backends int) *Snapshot {
 		ReloadsOK: 3, ReloadsFailed: 1, Master: Process{Started: 1.75e9, CPU: 0.25, ResidentBytes: 1 << 20, Files: 9},
 		Reasons: []string{"none", "bad_request", "no_backend"}, Errors: []uint64{99, 2, 3},
 		LatencyBounds: []float64{0.0001, 0.5, 60}, OverheadBounds: []float64{1e-6, 5e-6, 0.1}, Overhead: someHistogram(5),
+		Handshakes: 5, HandshakesFailed: 2, Sessions: [2][2]uint64{{1, 2}, {3, 4}},
+		Certificates: []Certificate{{File: "/etc/cup/\"us\".pem", NotAfter: 1.8e9}},
 	}
 	for i := range 2 {
 		s.Workers = append(s.Workers, Worker{

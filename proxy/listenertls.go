@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"strconv"
 
+	"github.com/cloud-cup/cloud-cup/accesslog"
 	"github.com/cloud-cup/cloud-cup/message"
 )
 
@@ -94,9 +95,21 @@ func (c *client) misdirected(req *message.Head) bool {
 	return s != nil && s.policy.Certificate(req.Text(req.Host)) != s.certificate
 }
 
-// identify notes who a client showed itself to be in its handshake.
+// identify notes what a client's handshake came to, and who it showed itself to
+// be.
 func (s *session) identify() {
 	state := s.tls.State()
+	version, resumed := 0, 0
+	s.shown = accesslog.TLS{
+		Version: "1.2", Suite: tls.CipherSuiteName(state.CipherSuite), SNI: state.ServerName, Resumed: state.DidResume,
+	}
+	if state.Version == tls.VersionTLS13 {
+		s.shown.Version, version = "1.3", 1
+	}
+	if state.DidResume {
+		resumed = 1
+	}
+	s.c.p.counters.Sessions[version][resumed]++
 	s.certificate = s.policy.Certificate([]byte(state.ServerName))
 	if len(state.VerifiedChains) > 0 {
 		s.subject = printable(state.PeerCertificates[0].Subject.String())

@@ -221,6 +221,9 @@ func (x *exchange) writeLog() {
 		line.Route = x.route.spec.Pattern
 		line.Total = elapsed(r.began, p.now)
 	}
+	if s := x.client.tls; s != nil {
+		line.TLS = &s.shown
+	}
 	if r.backend != nil {
 		line.Backend = r.backend.name
 	}

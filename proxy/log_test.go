@@ -136,7 +136,7 @@ func TestLogLines(t *testing.T) {
 		for _, c := range []struct{ request, want string }{
 			{"GET /a?b=c HTTP/1.1\r\nHost: x\r\nReferer: http://r/\r\nuser-AGENT: me \"too\"\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n",
 				`^127\.0\.0\.1 - - \[.*\] "GET /a\?b=c HTTP/1\.1" 201 5 "http://r/" "me \\x22too\\x22" total=\d\.\d{6} connect=\d\.\d{6} head=\d\.\d{6} own=\S+ in=0 ` +
-					`route="\*" backend="127\.0\.0\.1:\d+" attempts=1 reason=- id="mine" slot=0 engine=\w+$`},
+					`route="\*" backend="127\.0\.0\.1:\d+" attempts=1 reason=- id="mine" tls=- suite=- sni="-" resumed=- slot=0 engine=\w+$`},
 			{"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc", `"POST / HTTP/1\.0" 201 5 .* in=3 .* id="[0-9a-f]{32}" `},
 			{"HEAD /h HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", `"HEAD /h HTTP/1\.1" 201 0 `},
 			{"GET /cut HTTP/1.1\r\nHost: x\r\n\r\n", `"GET /cut HTTP/1\.1" 200 3 .* reason=backend_reset`},

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/accesslog"
 	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/tlsconn"
@@ -29,6 +30,7 @@ type session struct {
 	policy      *ListenerTLS
 	certificate int    // the number of the one that was shown
 	subject     string // of the client's own certificate, empty without one
+	shown       accesslog.TLS
 
 	up     bool // the handshake is complete
 	dry    bool // nothing can be read before more comes

@@ -61,6 +61,7 @@ func (m *Master) endpoints() []endpoint {
 		read("/v1/version", func() control.VersionInfo { return control.VersionInfo{Version: m.options.Version} }),
 		read("/v1/workers", func() []control.WorkerStatus { return m.Status().Workers }),
 		read("/v1/backends", func() []control.BackendStatus { return m.Status().Backends }),
+		read("/v1/certs", m.Certificates),
 		read("/v1/stats", m.Stats),
 		read("/v1/io", m.IO),
 		read("/v1/errors", m.Errors),

@@ -43,6 +43,8 @@ type generation struct {
 	addresses map[string][]string // by backend host, of the names among them
 	failures  map[string]string   // why a name does not resolve
 
+	certificates []certificate // our own, of cfg
+
 	// Places in shared memory, set by registry.assign.
 	rows       map[string]int // by control.BackendKey
 	routeIndex []int          // by route
@@ -60,7 +62,7 @@ func parse(name string, text []byte, dir, source string) (*generation, error) {
 	if _, err := credentialOf(&cfg.User); err != nil {
 		return nil, err
 	}
-	return &generation{name: name, dir: dir, text: text, cfg: cfg, source: source, loaded: time.Now()}, nil
+	return &generation{name: name, dir: dir, text: text, cfg: cfg, source: source, loaded: time.Now(), certificates: certificatesOf(cfg)}, nil
 }
 
 // checkBackends refuses a configuration with more backends than there are rows,
@@ -124,11 +126,12 @@ func sum(text []byte) string {
 	return hex.EncodeToString(h[:])
 }
 
-// seal puts the generation into a sealed memory file for a worker.
-func (g *generation) seal() (fd int, err error) {
+// seal puts the generation, with the keys of session tickets, into a sealed
+// memory file for a worker.
+func (g *generation) seal(keys [][32]byte) (fd int, err error) {
 	text, err := json.Marshal(control.Payload{
 		Generation: g.number, Name: g.name, Dir: g.dir, Text: g.text, Addresses: g.addresses,
-		Rows: g.rows, RouteIndex: g.routeIndex, Files: g.cfg.Files,
+		Rows: g.rows, RouteIndex: g.routeIndex, Files: g.cfg.Files, TicketKeys: keys,
 	})
 	if err != nil {
 		return -1, fmt.Errorf("configuration for a worker: %w", err)

@@ -60,6 +60,7 @@ type heritage struct {
 	Metrics  string                   `json:"metrics,omitempty"` // its address, as configured
 	Backends map[string]handedBackend `json:"backends"`
 	Tally    *tally                   `json:"tally"`
+	Tickets  *tickets                 `json:"tickets,omitempty"`
 	FDs      int                      `json:"fds"`
 }
 

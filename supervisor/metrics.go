@@ -45,14 +45,15 @@ func (m *Master) measureMaster(s *metrics.Snapshot) {
 	s.Generation = m.served
 	s.ConfigLoaded = unixSeconds(m.current.loaded)
 	s.ReloadsOK, s.ReloadsFailed = m.reloadsOK, m.reloadsFailed
-	s.Errors = make([]uint64, shm.ReasonsMax)
+	s.Certificates = certificateMetrics(m.current)
+	var sum shm.Totals
 	for _, slot := range m.slots {
 		totals := slot.totals()
-		for reason, n := range totals.Reasons {
-			s.Errors[reason] += n
-		}
+		sum.Add(&totals)
 		s.Workers = append(s.Workers, slotMetrics(slot, &totals))
 	}
+	s.Errors, s.Sessions = sum.Reasons[:], sum.Sessions
+	s.Handshakes, s.HandshakesFailed = sum.Handshakes, sum.HandshakesFailed
 }
 
 // totals is what all workers counted that the slot has or had. Master.mu is

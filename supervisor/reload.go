@@ -236,7 +236,7 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 // that they do not have, and the sockets of change listen, or none of it. It
 // returns the addresses that are to be given up.
 func (m *Master) prepare(workers map[int]*incarnation, next *generation, change *socketChange, logs logFiles) (removed []*group, err error) {
-	fd, err := next.seal()
+	fd, err := next.seal(m.tickets.Keys)
 	if err != nil {
 		return nil, err
 	}

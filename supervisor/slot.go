@@ -254,9 +254,9 @@ func (m *Master) begin(s *slot) (*incarnation, error) {
 	return in, nil
 }
 
-// callWithPayload sends msg with g in a sealed memory file.
+// callWithPayload sends msg with g in a sealed memory file. m.turn is held.
 func (m *Master) callWithPayload(in *incarnation, msg control.Message, g *generation, timeout time.Duration) (control.Message, error) {
-	fd, err := g.seal()
+	fd, err := g.seal(m.tickets.Keys)
 	if err != nil {
 		return msg, err
 	}

@@ -115,11 +115,13 @@ type Master struct {
 	oom     oomCounter
 	notify  *notifier
 	logs    logFiles     // guarded by turn
+	tickets tickets      // guarded by turn; changed with applying held, too
 	admin   *adminServer // nil without one; set by start
 	program string       // what an upgrade executes
 	before  *predecessor // nil if this master did not take over from another
 
 	beatEvery, beatDeadline time.Duration // see watch
+	filesEvery              time.Duration // see keepFiles
 
 	// applying serializes reloads; it is taken before turn.
 	applying sync.Mutex
@@ -177,6 +179,8 @@ func Run(o Options) error {
 	go m.keepResolving(background)
 	go m.keepSampling(background)
 	go m.keepWatching(background)
+	go m.keepRotating(background)
+	go m.keepFiles(background)
 	err = m.obey(m.signals)
 	close(background)
 	admin.finish()
@@ -189,6 +193,7 @@ func newMaster(o Options) *Master {
 		lookup: net.DefaultResolver.LookupNetIP, notify: newNotifier(o.Log), leaving: make(chan struct{}), stopping: make(chan struct{}),
 		heirs: make(chan *heir, 1), signals: make(chan os.Signal, 8),
 		history: newHistory(time.Now()), oom: ownOOMCounter(), beatEvery: beatEvery, beatDeadline: beatDeadline,
+		filesEvery: filesEvery,
 	}
 	m.scraper = &scraper{make: m.appendMetrics, timeout: scrapeTimeout}
 	return m
@@ -245,6 +250,7 @@ func (m *Master) bringUp() error {
 	}
 	m.shared.committed(g)
 	m.current, m.failures, m.served = g, g.failures, g.number
+	m.tickets = m.firstTickets()
 	if m.before == nil {
 		m.history.note(m.started, nil) // everybody has counted from zero
 	} else {

@@ -238,6 +238,7 @@ func (m *Master) leave(h *heir) error {
 		},
 		Backends: m.shared.export(sys.Monotonic()),
 		Tally:    m.tally(),
+		Tickets:  &m.tickets,
 		Metrics:  m.metrics.configured(),
 	}
 	h.told = legacy.Tally

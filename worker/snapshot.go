@@ -28,10 +28,14 @@ func newPrepared(p *control.Payload) (*prepared, error) {
 	if err != nil {
 		return nil, err
 	}
+	ticketed, err := addPolicies(s, cfg, p)
+	if err != nil {
+		return nil, err
+	}
 	if err := proxy.Prepare(s); err != nil {
 		return nil, err
 	}
-	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain, pin: cfg.Pin, large: len(p.Text) >= largeConfig}, nil
+	return &prepared{snapshot: s, drain: cfg.Timeouts.Drain, pin: cfg.Pin, large: len(p.Text) >= largeConfig, ticketed: ticketed}, nil
 }
 
 // ownFiles are descriptors that are no connections: of listeners, logs, the
@@ -59,9 +63,6 @@ func newSnapshot(cfg *config.Config, p *control.Payload, connections int) (*prox
 		Routes:     make([]proxy.RouteSpec, 0, len(cfg.Routes)),
 		TLS:        map[string]*proxy.ListenerTLS{},
 		Redirects:  map[string]int{},
-	}
-	if err := addPolicies(s, cfg, p); err != nil {
-		return nil, err
 	}
 	if len(p.RouteIndex) != len(cfg.Routes) {
 		return nil, fmt.Errorf("%d routes have %d indices", len(cfg.Routes), len(p.RouteIndex))

@@ -1,9 +1,12 @@
 package worker
 
 import (
+	"crypto/hmac"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -43,7 +46,7 @@ var clientAuth = map[config.ClientMode]tls.ClientAuthType{
 }
 
 // listenerTLS builds what a listener does its handshakes with.
-func listenerTLS(ssl *config.SSL, files config.Files, tickets [][32]byte) (*proxy.ListenerTLS, error) {
+func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error) {
 	l := &proxy.ListenerTLS{Names: map[string]int{}}
 	var certificates []*tls.Certificate
 	for i, pair := range ssl.Certificates {
@@ -71,9 +74,6 @@ func listenerTLS(ssl *config.SSL, files config.Files, tickets [][32]byte) (*prox
 			}
 			return c, nil
 		},
-	}
-	if len(tickets) > 0 {
-		l.Config.SetSessionTicketKeys(tickets)
 	}
 	if ssl.Client.Mode != config.ClientOff {
 		pool, err := authorities(ssl.Client.CAFile, files)
@@ -129,8 +129,53 @@ func authorities(file string, files config.Files) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// addPolicies tells s what is spoken on each address.
-func addPolicies(s *proxy.Snapshot, cfg *config.Config, p *control.Payload) (err error) {
+// ticketed is a configuration of TLS whose session tickets need keys.
+type ticketed struct {
+	config *tls.Config
+	// policy is what both sides went through for a ticket. Resumption shows
+	// no certificate again: a ticket is good where the same ones are shown
+	// and asked for. Renewed ones have the same names.
+	policy []byte
+}
+
+func newTicketed(c *tls.Config, ssl *config.SSL, files config.Files) ticketed {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %x", ssl.Client.Mode, sha256.Sum256(files[ssl.Client.CAFile]))
+	for _, pair := range ssl.Certificates {
+		fmt.Fprintf(h, " %q", pair.Certificate)
+	}
+	return ticketed{c, h.Sum(nil)}
+}
+
+// use takes the keys of the master, at least one, in place of those before. It
+// may be called while handshakes are under way.
+func (t *ticketed) use(keys [][32]byte) {
+	own := make([][32]byte, len(keys))
+	for i := range keys {
+		mac := hmac.New(sha256.New, keys[i][:])
+		mac.Write(t.policy)
+		mac.Sum(own[i][:0])
+	}
+	t.config.SetSessionTicketKeys(own)
+}
+
+// useTickets takes new keys of session tickets for the snapshot in force. The
+// master sends none while one is about to take its place.
+func (w *worker) useTickets(keys [][32]byte) error {
+	if len(keys) == 0 {
+		return errors.New("no keys of session tickets")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.ticketed {
+		w.ticketed[i].use(keys)
+	}
+	return nil
+}
+
+// addPolicies tells s what is spoken on each address. It returns what further
+// keys of session tickets are for.
+func addPolicies(s *proxy.Snapshot, cfg *config.Config, p *control.Payload) (list []ticketed, err error) {
 	built := map[*config.SSL]*proxy.ListenerTLS{}
 	secure := proxy.HTTPSPort
 	for i := len(cfg.Policies) - 1; i >= 0; i-- {
@@ -139,9 +184,14 @@ func addPolicies(s *proxy.Snapshot, cfg *config.Config, p *control.Payload) (err
 			continue
 		}
 		if built[ssl] == nil {
-			if built[ssl], err = listenerTLS(ssl, p.Files, p.TicketKeys); err != nil {
-				return err
+			if built[ssl], err = listenerTLS(ssl, p.Files); err != nil {
+				return nil, err
 			}
+			t := newTicketed(built[ssl].Config, ssl, p.Files)
+			if len(p.TicketKeys) > 0 {
+				t.use(p.TicketKeys)
+			}
+			list = append(list, t)
 		}
 		s.TLS[cfg.Root[i]] = built[ssl]
 		if port, ok := portOf(cfg.Root[i]); ok {
@@ -153,7 +203,7 @@ func addPolicies(s *proxy.Snapshot, cfg *config.Config, p *control.Payload) (err
 			s.Redirects[cfg.Root[i]] = secure
 		}
 	}
-	return nil
+	return list, nil
 }
 
 // portOf is the port of an address of root, if it has one that is known.

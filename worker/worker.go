@@ -73,6 +73,7 @@ type worker struct {
 	aborted  uint64 // no generation up to this one is kept any more
 	draining bool
 	large    bool // the generation in force
+	ticketed []ticketed
 }
 
 // prepared is a generation that waits for its commit.
@@ -81,6 +82,7 @@ type prepared struct {
 	drain    time.Duration
 	pin      bool
 	large    bool
+	ticketed []ticketed
 }
 
 // Run is the life of a worker, from the environment that the master made for
@@ -219,7 +221,7 @@ func (w *worker) apply(p *prepared) {
 	w.proxy.Apply(p.snapshot)
 	w.pin(p.pin)
 	w.mu.Lock()
-	w.drain = p.drain
+	w.drain, w.ticketed = p.drain, p.ticketed
 	w.mu.Unlock()
 }
 
@@ -296,6 +298,8 @@ func (w *worker) obey(msg control.Message, fd int, ack *control.Message) error {
 		return w.onLoop(w.proxy.CloseDisabled)
 	case control.TypeBeat:
 		return w.onLoop(func() {})
+	case control.TypeTickets:
+		return w.useTickets(msg.TicketKeys)
 	case control.TypeDrain:
 		return w.beginDrain(msg.Deadline, msg.Grace)
 	}

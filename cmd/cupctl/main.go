@@ -101,6 +101,7 @@ func (c *command) root() *cobra.Command {
 		c.leaf("stats", "Show requests, rates and latencies of routes and backends", c.stats),
 		c.leaf("errors", "Show the reasons of the last minutes by route and backend, with a hint", c.errors),
 		c.explainCommand(),
+		c.leaf("certs", "Show the certificates in use, and for how long they are valid", c.certs),
 		c.leaf("io", "Show the engine of each worker, why it was chosen, and what the kernel allows", c.io),
 		c.stopCommand(),
 		c.upgradeCommand(),

@@ -172,8 +172,19 @@ func exampleAPI(log *[]string) http.HandlerFunc {
 		"GET /v1/routes?match=%2Fx": []control.RouteStatus{
 			{Pattern: "*", Strategy: "round-robin", Backends: []string{"127.0.0.1:8081"}},
 		},
-		"GET /v1/stats":   exampleStats(),
-		"GET /v1/io":      exampleIO(),
+		"GET /v1/stats": exampleStats(),
+		"GET /v1/io":    exampleIO(),
+		"GET /v1/certs": []control.Certificate{
+			{
+				File: "/etc/letsencrypt/live/cup.test/fullchain.pem", Names: []string{"cup.test", "*.cup.test"}, Issuer: "E7",
+				NotBefore: s.Started, NotAfter: s.Started.AddDate(0, 0, 90), DaysLeft: 89, Listeners: []string{"0.0.0.0:443"}, Backends: []string{},
+			},
+			{
+				File: "/etc/cup/us.pem", Names: []string{"cup"}, Issuer: "Ours",
+				NotBefore: s.Started.AddDate(0, 0, -90), NotAfter: s.Started, DaysLeft: -1, Listeners: []string{},
+				Backends: []string{"https://api.internal:9443"},
+			},
+		},
 		"GET /v1/errors":  exampleErrors(),
 		"GET /v1/config":  json.RawMessage(`{"root": ":80"}`),
 		"GET /v1/version": control.VersionInfo{Version: "v0.1.0"},
@@ -233,6 +244,7 @@ func TestOutput(t *testing.T) {
 		"weight":        {[]string{"weight", "unix:/run/x.sock", "0"}, "PATCH /v1/backends/unix:%2Frun%2Fx.sock"},
 		"stats":         {[]string{"stats"}, "GET /v1/stats"},
 		"errors":        {[]string{"errors"}, "GET /v1/errors"},
+		"certs":         {[]string{"certs"}, "GET /v1/certs"},
 		"io":            {[]string{"io"}, "GET /v1/io"},
 		"stop":          {[]string{"stop"}, "POST /v1/stop"},
 		"stop-now":      {[]string{"stop", "--now"}, "POST /v1/stop?now=1"},

@@ -24,7 +24,7 @@ import (
 
 // layoutVersion changes with every change of Page or Backends that keeps their
 // size.
-const layoutVersion = 4
+const layoutVersion = 5
 
 // What a memory file begins with.
 const (
@@ -62,15 +62,18 @@ type Totals struct {
 	AcceptPaused     uint64 // times that accepting paused: connections, descriptors or memory
 	Handshakes       uint64 // TLS handshakes completed, with clients and backends
 	HandshakesFailed uint64
-	Quarantined      uint64 // connections ended because they broke a rule of ours
-	LoopTurns        uint64
-	Waits            uint64 // system calls that may have slept
-	Calls            uint64 // other system calls of the engine
-	Results          uint64 // results of operations that the engine delivered
-	NoBuffers        uint64 // times that a receive had to wait for a buffer
-	Overflows        uint64 // io_uring: completion queue overflows
-	HeapObjects      uint64 // objects allocated on the Go heap
-	LogDropped       uint64 // lines of access logs that could not be written
+	// Sessions are the handshakes completed with clients: by version, TLS 1.2
+	// and 1.3, then new or resumed.
+	Sessions    [2][2]uint64
+	Quarantined uint64 // connections ended because they broke a rule of ours
+	LoopTurns   uint64
+	Waits       uint64 // system calls that may have slept
+	Calls       uint64 // other system calls of the engine
+	Results     uint64 // results of operations that the engine delivered
+	NoBuffers   uint64 // times that a receive had to wait for a buffer
+	Overflows   uint64 // io_uring: completion queue overflows
+	HeapObjects uint64 // objects allocated on the Go heap
+	LogDropped  uint64 // lines of access logs that could not be written
 	// Reasons counts our own answers and cuts; the index is a
 	// message.Reason.
 	Reasons [ReasonsMax]uint64
@@ -107,6 +110,9 @@ func (t *Totals) Add(o *Totals) {
 	t.AcceptPaused += o.AcceptPaused
 	t.Handshakes += o.Handshakes
 	t.HandshakesFailed += o.HandshakesFailed
+	for i := range t.Sessions {
+		addWords(t.Sessions[i][:], o.Sessions[i][:])
+	}
 	t.Quarantined += o.Quarantined
 	t.LoopTurns += o.LoopTurns
 	t.Waits += o.Waits

@@ -1,0 +1,185 @@
+package supervisor
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloud-cup/cloud-cup/control"
+	"github.com/stretchr/testify/require"
+)
+
+// pairFiles writes a self-signed certificate for name and its key, and returns
+// their contents.
+func pairFiles(t *testing.T, name string, from, to time.Time) (certificate, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotBefore: from, NotAfter: to,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	require.NoError(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+// logText is a log that can be read while it is written.
+type logText struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func logTo(l *logText) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func (l *logText) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), text)
+}
+
+// renewal is a master with a certificate and key in files.
+type renewal struct {
+	*rig
+	log              *logText
+	certificate, key string
+	watch            *fileWatch
+}
+
+func startRenewal(t *testing.T, to time.Time) *renewal {
+	t.Helper()
+	dir := t.TempDir()
+	n := &renewal{
+		log: new(logText), certificate: filepath.Join(dir, "cup.pem"), key: filepath.Join(dir, "cup.key"), watch: new(fileWatch),
+	}
+	n.write(t, time.Now().Add(-time.Hour), to)
+	n.rig = startRig(t, func(o *Options, m *Master) {
+		m.log = logTo(n.log)
+		text := strings.Replace(configText("127.0.0.1:0"), "{", fmt.Sprintf(`{"ssl": {"ssl_certificate": %q, "ssl_certificate_key": %q}, `,
+			n.certificate, n.key), 1)
+		require.NoError(t, os.WriteFile(o.Path, []byte(text), 0o600))
+	})
+	return n
+}
+
+func (n *renewal) write(t *testing.T, from, to time.Time) {
+	t.Helper()
+	certificate, key := pairFiles(t, "cup.test", from, to)
+	require.NoError(t, os.WriteFile(n.certificate, certificate, 0o600))
+	require.NoError(t, os.WriteFile(n.key, key, 0o600))
+}
+
+// settle looks until nothing is to be waited for.
+func (n *renewal) settle() {
+	for n.lookAtFiles(n.watch) {
+	}
+}
+
+func TestChangedCertificatesComeInForce(t *testing.T) {
+	now := time.Now()
+	n := startRenewal(t, now.Add(100*24*time.Hour))
+	require.True(t, n.lookAtFiles(n.watch), "seen for the first time")
+	n.settle()
+	require.EqualValues(t, 1, n.generation().number, "nothing has changed")
+	require.Equal(t, 99, n.Certificates()[0].DaysLeft)
+
+	n.write(t, now.Add(-time.Hour), now.Add(200*24*time.Hour))
+	require.True(t, n.lookAtFiles(n.watch), "more may change")
+	require.EqualValues(t, 1, n.generation().number)
+	n.settle()
+	require.EqualValues(t, 2, n.generation().number)
+	c := n.Certificates()
+	require.Equal(t, []control.Certificate{{
+		File: n.certificate, Names: []string{"cup.test"}, Issuer: "cup.test", NotBefore: c[0].NotBefore, NotAfter: c[0].NotAfter,
+		DaysLeft: 199, Listeners: n.addresses(), Backends: []string{},
+	}}, c)
+	g, _ := ask(t, n.addresses()[0])
+	require.EqualValues(t, 2, g)
+	n.settle()
+	require.EqualValues(t, 2, n.generation().number)
+}
+
+func TestFilesAreWatched(t *testing.T) {
+	n := startRenewal(t, time.Now().Add(100*24*time.Hour))
+	n.filesEvery = 10 * time.Millisecond
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		n.keepFiles(done)
+		close(ended)
+	}()
+	n.write(t, time.Now(), time.Now().Add(2*24*time.Hour))
+	eventually(t, "the new certificate", func() bool { return n.Certificates()[0].DaysLeft == 1 })
+	eventually(t, "a warning", func() bool { return n.log.count("expires soon") == 1 })
+	close(done)
+	<-ended
+}
+
+func TestUnusableFilesChangeNothing(t *testing.T) {
+	now := time.Now()
+	n := startRenewal(t, now.Add(100*24*time.Hour))
+	n.settle()
+	certificate, key := pairFiles(t, "cup.test", now, now.Add(300*24*time.Hour))
+	for what, spoil := range map[string]func(){
+		"key does not belong": func() { require.NoError(t, os.WriteFile(n.certificate, certificate, 0o600)) },
+		"PEM":                 func() { require.NoError(t, os.WriteFile(n.certificate, certificate[:40], 0o600)) },
+		"no such file":        func() { require.NoError(t, os.Remove(n.certificate)) },
+		"expired on":          func() { n.write(t, now.Add(-2*time.Hour), now.Add(-time.Hour)) },
+		"not valid before":    func() { n.write(t, now.Add(time.Hour), now.Add(2*time.Hour)) },
+	} {
+		spoil()
+		before := n.log.count("not in use yet")
+		for range 4 {
+			n.settle()
+		}
+		require.EqualValues(t, 1, n.generation().number, what)
+		require.Equal(t, before+1, n.log.count("not in use yet"), "told once")
+		require.Positive(t, n.log.count(what))
+	}
+	require.NoError(t, os.WriteFile(n.certificate, certificate, 0o600))
+	require.NoError(t, os.WriteFile(n.key, key, 0o600))
+	n.settle()
+	require.EqualValues(t, 2, n.generation().number)
+	require.Equal(t, 299, n.Certificates()[0].DaysLeft)
+}
+
+// Each warning comes once, and again for another certificate.
+func TestExpiryIsTold(t *testing.T) {
+	now := time.Now()
+	n := startRenewal(t, now.Add(40*24*time.Hour))
+	end := n.generation().certificates[0].leaf.NotAfter
+	var told warnings
+	for _, c := range []struct {
+		left  time.Duration
+		lines int
+	}{
+		{35 * 24 * time.Hour, 0}, {30*24*time.Hour + time.Second, 0}, {30 * 24 * time.Hour, 1}, {20 * 24 * time.Hour, 1},
+		{7 * 24 * time.Hour, 2}, {2 * 24 * time.Hour, 2}, {time.Hour, 3}, {time.Minute, 3}, {-time.Second, 4}, {-time.Hour, 4},
+	} {
+		told = n.expiring(n.generation(), told, end.Add(-c.left))
+		require.Equal(t, c.lines, n.log.count(n.certificate), c.left)
+	}
+	require.Equal(t, 1, n.log.count("has expired"))
+	require.Equal(t, 1, n.log.count("days_left=30"))
+	require.Equal(t, 1, n.log.count("days_left=-1"))
+}
