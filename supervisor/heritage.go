@@ -38,6 +38,9 @@ const (
 	heirCounted = "counted" // old: a tally of what was counted since the last one, in the memory file
 	heirEnd     = "end"     // old: all connections have ended
 	heirAtOnce  = "at once" // new: end now; at any time after "yours"
+
+	heirConfig   = "config"   // new: this is in force now, in the memory file; at any time after "yours"
+	heirFollowed = "followed" // old: my workers end by Generation, or Error is why not
 )
 
 // heirMessage is one message between two masters.
@@ -47,6 +50,8 @@ type heirMessage struct {
 	Program string `json:"program,omitempty"` // its version
 	PID     int    `json:"pid,omitempty"`
 	Error   string `json:"error,omitempty"`
+	// Generation is of "followed".
+	Generation uint64 `json:"generation,omitempty"`
 
 	fds []int // that came with it; the receiver's to close
 }

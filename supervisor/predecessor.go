@@ -26,6 +26,8 @@ type predecessor struct {
 
 	pending bool          // what it left is not ours yet
 	ended   chan struct{} // closed when its last words were read
+
+	followed chan heirMessage // its answers to follow
 }
 
 // inherit takes what a running master leaves to this process, if it was started
@@ -46,7 +48,7 @@ func inherit(o *Options) (p *predecessor, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is set, but no master started this process: %w", heirEnvironment, err)
 	}
-	p = &predecessor{link: newLink(conn), log: o.Log, admin: -1, metrics: -1, pending: true, ended: make(chan struct{})}
+	p = &predecessor{link: newLink(conn), log: o.Log, admin: -1, metrics: -1, pending: true, ended: make(chan struct{}), followed: make(chan heirMessage, lateMax)}
 	if err := p.say(heirMessage{Type: heirHello, Program: o.Version, PID: os.Getpid()}); err != nil {
 		return nil, err
 	}
@@ -203,6 +205,11 @@ func (m *Master) hearPredecessor() {
 				p.log.Warn("what the old master counted", "err", err)
 			}
 			continue // the descriptors are closed
+		case heirFollowed:
+			select {
+			case p.followed <- msg:
+			default: // nobody has waited for a long time
+			}
 		case heirEnd:
 			p.log.Info("the old master has ended", "pid", p.pid)
 			return

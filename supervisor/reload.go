@@ -222,6 +222,7 @@ func (m *Master) tryCommit(next *generation) (*control.Applied, error) {
 			<-workers[slot].ended
 		}
 	}
+	m.leaveBy(next, fresh, workers)
 	m.listenAsConfigured(removed)
 	if err := unused.close(); err != nil {
 		m.log.Error("access logs", "err", err)

@@ -232,16 +232,14 @@ func (m *Master) handTo(h *heir) (err error) {
 func (m *Master) leave(h *heir) error {
 	g := m.generation()
 	legacy := heritage{
-		Config: handedConfig{
-			Number: g.number, Last: m.lastNumber, Name: g.name, Dir: g.dir, Text: g.text, Source: g.source,
-			Loaded: g.loaded, Addresses: g.addresses,
-		},
+		Config:   g.handed(),
 		Backends: m.shared.export(sys.Monotonic()),
 		Tally:    m.tally(),
 		Tickets:  &m.tickets,
 		Metrics:  m.metrics.configured(),
 	}
 	h.told = legacy.Tally
+	legacy.Config.Last = m.lastNumber
 	m.mu.Lock()
 	groups, fds := m.sockets.export()
 	legacy.Config.Failures = m.failures
@@ -405,6 +403,10 @@ func (m *Master) retire(h *heir, signals <-chan os.Signal) error {
 			if !ok {
 				m.log.Warn("the new master is gone", "end", h.failure("its connection is closed").Error())
 				messages = nil
+				continue
+			}
+			if msg.Type == heirConfig {
+				go m.followHeir(h, &msg)
 				continue
 			}
 			closeAll(msg.fds)
