@@ -69,15 +69,29 @@ func holdLoop(t *testing.T, pid int) {
 			held <- err
 			return
 		}
-		held <- unix.PtraceInterrupt(pid)
+		err := unix.PtraceInterrupt(pid)
+		if err != nil {
+			held <- err
+			return
+		}
+		stopped := false
 		for {
 			var status unix.WaitStatus
 			_, err := unix.Wait4(pid, &status, unix.WALL, nil)
-			if err == nil && status.Stopped() || err == unix.EINTR {
-				continue
+			switch {
+			case err == unix.EINTR:
+			case err == nil && status.Stopped():
+				if !stopped {
+					held <- nil // only now: it may go on for a while
+					stopped = true
+				}
+			default:
+				if !stopped {
+					held <- err
+				}
+				ended <- err
+				return
 			}
-			ended <- err
-			return
 		}
 	}()
 	require.NoError(t, <-held)
