@@ -220,7 +220,7 @@ func TestEventConfigurationIsNoFile(t *testing.T) {
 		}
 		pid := c.workers()[0]
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		eventually(t, "a new worker", func() bool { return runningWorkers(c) == 1 && c.workers()[0] != pid })
+		eventually(t, "a new worker", func() bool { return runningWorkers(c) == 1 && c.status().Workers[0].PID != pid })
 		require.EqualValues(t, 1, c.status().Generation)
 	})
 }
