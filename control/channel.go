@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/cloud-cup/cloud-cup/config"
 	"io"
 	"os"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 	"golang.org/x/sys/unix"
 )
