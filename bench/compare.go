@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -20,14 +19,7 @@ import (
 // compareCommand compares two builds of Cloud Cup.
 const compareCommand = "compare"
 
-const (
-	compareRounds = 9
-	// resamples and resampleSeed make the interval of a median: the same runs
-	// always have the same one.
-	resamples    = 10000
-	resampleSeed = 1
-	confidence   = 0.95
-)
+const compareRounds = 9
 
 // compareLoads are the loads of a comparison that names none.
 var compareLoads = []string{"100 B, 64 connections", "100 B, 256 connections", "16 KiB, 64 connections"}
@@ -76,7 +68,7 @@ func (o *options) compareLoads() []Load {
 
 // compareLine is how the same comparison is made again.
 func (o *options) compareLine() string {
-	text := fmt.Sprintf("bin/bench compare --rounds=%d --seconds=%d", o.rounds, o.seconds)
+	text := fmt.Sprintf("bin/bench compare --rounds=%d --seconds=%g", o.rounds, o.seconds)
 	if len(o.engines) > 0 {
 		text += " --engine=" + strings.Join(o.engines, ",")
 	}
@@ -110,7 +102,7 @@ func compare(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	b, err := newBench(o, dir, o.compareLine(), o.compareLoads())
+	b, err := newBench(o, dir, o.compareLine())
 	if err != nil {
 		return err
 	}
@@ -119,12 +111,13 @@ func compare(ctx context.Context, o *options) error {
 	if b.results.Machine, err = thisMachine(o); err != nil {
 		return err
 	}
-	b.chosen = func(dir, backend string) ([]candidate, error) {
+	err = b.closed(ctx, o.compareLoads(), func(dir, backend string) ([]candidate, error) {
 		return pairs(o, files, engines, dir, backend)
-	}
-	if err := b.runAll(ctx); err != nil {
+	})
+	if err != nil {
 		return err
 	}
+	b.results.Ended = time.Now().UTC().Truncate(time.Second)
 	if o.out != "" {
 		if err := b.results.write(o.out); err != nil {
 			return err
@@ -234,7 +227,7 @@ func pairs(o *options, files [2]string, engines []string, dir, backend string) (
 func comparison(r *Results, engines []string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "old: %s\nnew: %s\n", r.Old.title(), r.Build.title())
-	fmt.Fprintf(&text, "%s of %d s. Ratio: CPU time per request, new to old in the same round; its median, and the %.0f %% interval of it.\n\n",
+	fmt.Fprintf(&text, "%s of %g s. Ratio: CPU time per request, new to old in the same round; its median, and the %.0f %% interval of it.\n\n",
 		plural(r.Rounds, "round"), r.Seconds, 100*confidence)
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "engine\tload\told, us\tnew, us\tratio\tinterval\told, req/s\tnew, req/s\trounds\n")
@@ -289,14 +282,6 @@ func (r *Results) cpuRatios(load, before, now string) map[int]float64 {
 	return ratios
 }
 
-func geometricMean(values []float64) float64 {
-	sum := 0.0
-	for _, v := range values {
-		sum += math.Log(v)
-	}
-	return math.Exp(sum / float64(len(values)))
-}
-
 // intervalText is two cells of a table.
 func intervalText(values []float64) string {
 	if len(values) == 0 {
@@ -304,23 +289,4 @@ func intervalText(values []float64) string {
 	}
 	low, high := bootstrap(values)
 	return fmt.Sprintf("%.3f\t%.3f-%.3f", spreadOf(values).median, low, high)
-}
-
-// bootstrap is the interval in which the median of values lies with the
-// probability confidence: that of the medians of samples drawn from them, as
-// many values each, with replacement (the percentile bootstrap). The order of
-// values plays no part.
-func bootstrap(values []float64) (low, high float64) {
-	values = slices.Sorted(slices.Values(values))
-	rng := rand.New(rand.NewPCG(resampleSeed, 0))
-	medians, sample := make([]float64, resamples), make([]float64, len(values))
-	for i := range medians {
-		for k := range sample {
-			sample[k] = values[rng.IntN(len(values))]
-		}
-		medians[i] = spreadOf(sample).median
-	}
-	slices.Sort(medians)
-	cut := int(resamples * (1 - confidence) / 2)
-	return medians[cut], medians[resamples-1-cut]
 }

@@ -43,9 +43,9 @@ const keptPause = 20 * time.Millisecond
 const exchangeTimeout = 10 * time.Second
 
 // handshakesArguments are those of the client for a load.
-func handshakesArguments(kind string, connections, seconds int, target string) []string {
+func handshakesArguments(kind string, connections int, length time.Duration, target string) []string {
 	return []string{handshakesCommand, "--kind=" + kind, fmt.Sprintf("--connections=%d", connections),
-		fmt.Sprintf("--seconds=%d", seconds), target}
+		fmt.Sprintf("--seconds=%g", length.Seconds()), target}
 }
 
 // serveHandshakes is the client. It prints a Wrk as JSON.
@@ -53,7 +53,7 @@ func serveHandshakes(args []string) error {
 	fs := pflag.NewFlagSet(handshakesCommand, pflag.ContinueOnError)
 	kind := fs.String("kind", handshakeFull, "")
 	connections := fs.Int("connections", 1, "")
-	seconds := fs.Int("seconds", 1, "")
+	seconds := fs.Float64("seconds", 1, "")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func serveHandshakes(args []string) error {
 		return err
 	}
 	runtime.GOMAXPROCS(1) // it is pinned to one CPU
-	w, err := handshakes(*kind, *connections, time.Duration(*seconds)*time.Second, target)
+	w, err := handshakes(*kind, *connections, time.Duration(*seconds*float64(time.Second)), target)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,10 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -24,17 +27,25 @@ const (
 // the suite works, and never replace the tables.
 const (
 	roundsFull  = 7
-	secondsFull = 2
+	secondsFull = 1
+)
+
+// Lengths of a run: of the shortest that can be asked for, wrk looks every
+// tenth of a second whether to stop; and the longest of a rehearsal.
+const (
+	shortest  = 200 * time.Millisecond
+	rehearsal = 400 * time.Millisecond
 )
 
 // options are the command line.
 type options struct {
 	rounds    int
-	seconds   int
+	seconds   float64 // of one run
 	proxyCPU  int
 	clientCPU int
 	cup       string
 	load      string
+	parts     []string
 	results   string
 	markdown  string
 
@@ -46,10 +57,10 @@ type options struct {
 
 // addRunFlags adds what every kind of run knows.
 func (o *options) addRunFlags(fs *pflag.FlagSet, roundsDefault int) error {
-	rounds, err1 := fromEnvironment("ROUNDS", roundsDefault)
-	seconds, err2 := fromEnvironment("SECONDS", secondsFull)
+	rounds, err1 := fromEnvironment("ROUNDS", roundsDefault, strconv.Atoi)
+	seconds, err2 := fromEnvironment("SECONDS", secondsFull, parseSeconds)
 	fs.IntVar(&o.rounds, "rounds", rounds, "rounds; the default is $ROUNDS, if set")
-	fs.IntVar(&o.seconds, "seconds", seconds, "length of one run; the default is $SECONDS, if set")
+	fs.Float64Var(&o.seconds, "seconds", seconds, "length of one run; the default is $SECONDS, if set")
 	fs.IntVar(&o.proxyCPU, "proxy-cpu", 0, "CPU of the program under test")
 	fs.IntVar(&o.clientCPU, "client-cpu", 1, "CPU of wrk and of the backend")
 	return errors.Join(err1, err2)
@@ -57,14 +68,30 @@ func (o *options) addRunFlags(fs *pflag.FlagSet, roundsDefault int) error {
 
 // full reports whether the run is complete enough to be published.
 func (o *options) full() bool {
-	return o.rounds >= roundsFull && o.seconds >= secondsFull && o.load == ""
+	return o.rounds >= roundsFull && o.seconds >= secondsFull && o.everything()
+}
+
+// everything reports whether the whole suite was asked for.
+func (o *options) everything() bool { return o.load == "" && len(o.parts) == 0 && o.old == "" }
+
+// length is that of one run of a program under a load. One round of the whole
+// suite is a rehearsal: it has nothing to tell but that everything works.
+func (o *options) length() time.Duration {
+	length := time.Duration(o.seconds * float64(time.Second))
+	if o.rounds == 1 && o.everything() {
+		length = min(length, rehearsal)
+	}
+	return length
 }
 
 // command is how the same run is started again.
 func (o *options) command() string {
-	text := fmt.Sprintf("bin/bench --rounds=%d --seconds=%d", o.rounds, o.seconds)
+	text := fmt.Sprintf("bin/bench --rounds=%d --seconds=%g", o.rounds, o.seconds)
 	if o.load != "" {
 		text += fmt.Sprintf(" --load=%q", o.load)
+	}
+	if len(o.parts) > 0 {
+		text += " --part=" + strings.Join(o.parts, ",")
 	}
 	return text
 }
@@ -97,7 +124,8 @@ func run(ctx context.Context, args []string) int {
 	fs.SortFlags = false
 	err := o.addRunFlags(fs, roundsFull)
 	fs.StringVar(&o.cup, "cloud-cup", "bin/cloud-cup", "the cloud-cup to measure")
-	fs.StringVar(&o.load, "load", "", "run only loads with this in their name; not a full run")
+	fs.StringSliceVar(&o.parts, "part", nil, "run only these parts, of "+strings.Join(partNames(), ", ")+"; not a full run")
+	fs.StringVar(&o.load, "load", "", "run only the part "+partClosed+", and loads with this in their name; not a full run")
 	fs.StringVar(&o.results, "results", "bench/results", "folder of raw results; those of short runs go to tmp/ in it")
 	fs.StringVar(&o.markdown, "markdown", "BENCHMARKS.md", "file whose tables a full run replaces")
 	err = errors.Join(err, fs.Parse(args))
@@ -132,17 +160,19 @@ func report(err error) int {
 }
 
 // fromEnvironment is how make passes ROUNDS= and SECONDS= on.
-func fromEnvironment(name string, otherwise int) (int, error) {
+func fromEnvironment[number int | float64](name string, otherwise number, parse func(string) (number, error)) (number, error) {
 	text := os.Getenv(name)
 	if text == "" {
 		return otherwise, nil
 	}
-	n, err := strconv.Atoi(text)
+	n, err := parse(text)
 	if err != nil {
 		return 0, fmt.Errorf("%s=%s is not a number", name, text)
 	}
 	return n, nil
 }
+
+func parseSeconds(text string) (float64, error) { return strconv.ParseFloat(text, 64) }
 
 func (o *options) check(args []string) error {
 	switch {
@@ -151,14 +181,19 @@ func (o *options) check(args []string) error {
 	case len(selected(o.load)) == 0:
 		return fmt.Errorf("no load has %q in its name", o.load)
 	}
+	for _, name := range o.parts {
+		if !slices.Contains(partNames(), name) {
+			return fmt.Errorf("no part %q: want some of %s", name, strings.Join(partNames(), ", "))
+		}
+	}
 	return o.checkRun()
 }
 
 // checkRun checks what every kind of run knows.
 func (o *options) checkRun() error {
 	switch {
-	case o.rounds < 1 || o.seconds < 1:
-		return fmt.Errorf("%d rounds of %d seconds: want at least one of each", o.rounds, o.seconds)
+	case o.rounds < 1 || o.length() < shortest:
+		return fmt.Errorf("%d rounds of %g seconds: want one round and %v at least", o.rounds, o.seconds, shortest)
 	case o.proxyCPU == o.clientCPU:
 		return fmt.Errorf("proxy and client both on CPU %d: want two", o.proxyCPU)
 	}

@@ -3,8 +3,10 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/stretchr/testify/require"
@@ -60,6 +62,13 @@ func TestOptions(t *testing.T) {
 	require.Error(t, (&options{rounds: 1, seconds: 1}).check(nil))
 	require.True(t, (&options{rounds: roundsFull, seconds: secondsFull}).full())
 	require.False(t, (&options{rounds: roundsFull, seconds: secondsFull, load: "100 B"}).full())
+	require.False(t, (&options{rounds: roundsFull, seconds: secondsFull, parts: []string{partClosed}}).full())
+	require.Error(t, (&options{rounds: 1, seconds: 1, clientCPU: 1, parts: []string{"open"}}).check(nil))
+	require.Equal(t, rehearsal, (&options{rounds: 1, seconds: 1}).length())
+	require.Equal(t, time.Second, (&options{rounds: 1, seconds: 1, load: "100 B"}).length())
+	require.Equal(t, 1500*time.Millisecond, (&options{rounds: 2, seconds: 1.5}).length())
+	require.Len(t, (&options{}).chosenParts(), len(parts))
+	require.Equal(t, partClosed, (&options{load: "100 B"}).chosenParts()[0].name)
 	require.Len(t, selected("100 B, 256"), 1)
 	require.Equal(t, loads, selected(""))
 
@@ -69,14 +78,14 @@ func TestOptions(t *testing.T) {
 	require.False(t, b.works("kqueue"))
 
 	t.Setenv("ROUNDS", "")
-	n, err := fromEnvironment("ROUNDS", 7)
+	n, err := fromEnvironment("ROUNDS", 7, strconv.Atoi)
 	require.NoError(t, err)
 	require.Equal(t, 7, n)
 	t.Setenv("ROUNDS", "2")
-	n, err = fromEnvironment("ROUNDS", 7)
+	n, err = fromEnvironment("ROUNDS", 7, strconv.Atoi)
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 	t.Setenv("ROUNDS", "two")
-	_, err = fromEnvironment("ROUNDS", 7)
+	_, err = fromEnvironment("ROUNDS", 7, strconv.Atoi)
 	require.ErrorContains(t, err, "ROUNDS=two")
 }

@@ -20,16 +20,19 @@ type Results struct {
 	Ended    time.Time         `json:"ended"`
 	Command  string            `json:"command"`
 	Rounds   int               `json:"rounds"`
-	Seconds  int               `json:"seconds"` // of one run
+	Seconds  float64           `json:"seconds"` // of one run
 	Machine  Machine           `json:"machine"`
 	Build    Build             `json:"build"`
 	Old      *Build            `json:"old,omitempty"` // of a comparison: what Build is compared with
 	Versions map[string]string `json:"versions"`
-	Backend  string            `json:"backend"` // its command
-	Clients  []string          `json:"clients"` // commands, by the index of Loads; ADDRESS stands for the program's
-	Loads    []Load            `json:"loads"`
-	Programs []Program         `json:"programs"`
-	Runs     []Run             `json:"runs"` // in the order in which they were made
+
+	// The closed loop, and comparisons.
+	Backend  string    `json:"backend"` // its command
+	Clients  []string  `json:"clients"` // commands, by the index of Loads; ADDRESS stands for the program's
+	Loads    []Load    `json:"loads"`
+	Programs []Program `json:"programs"`
+	Runs     []Run     `json:"runs"` // in the order in which they were made
+	// Every other part has a field of its own, absent if it did not run.
 }
 
 // Machine is where the runs were made.

@@ -25,18 +25,6 @@ const (
 	disturbed = 0.02
 )
 
-// spread is the median of a run's figures with their least and largest.
-type spread struct{ median, low, high float64 }
-
-func spreadOf(values []float64) spread {
-	if len(values) == 0 {
-		return spread{math.NaN(), math.NaN(), math.NaN()}
-	}
-	s := slices.Sorted(slices.Values(values))
-	n := len(s)
-	return spread{(s[(n-1)/2] + s[n/2]) / 2, s[0], s[n-1]}
-}
-
 // perRequest is a time of the run in microseconds per request.
 func (r *Run) perRequest(ns int64) float64 { return float64(ns) / 1e3 / float64(r.Requests) }
 
@@ -101,13 +89,23 @@ func (r *Results) ratio(load, program, to string, f func(*Run) float64) spread {
 func tables(r *Results, path string) string {
 	var w strings.Builder
 	r.writeFacts(&w, path)
-	r.writeRatios(&w)
-	r.writeBeside(&w)
-	r.writeAll(&w)
-	r.writeLosses(&w)
-	r.writeDoubts(&w)
-	r.writeCommands(&w)
+	for i := range parts {
+		parts[i].write(r, &w)
+	}
 	return w.String()
+}
+
+// writeClosed are the tables of the closed loop.
+func (r *Results) writeClosed(w *strings.Builder) {
+	if len(r.Runs) == 0 {
+		return
+	}
+	r.writeRatios(w)
+	r.writeBeside(w)
+	r.writeAll(w)
+	r.writeLosses(w)
+	r.writeDoubts(w)
+	r.writeCommands(w)
 }
 
 func (r *Results) writeFacts(w *strings.Builder, path string) {
@@ -138,7 +136,7 @@ func (r *Results) writeFacts(w *strings.Builder, path string) {
 			fmt.Fprintf(w, "- Engine: %s\n", strings.Join(f, " "))
 		}
 	}
-	fmt.Fprintf(w, "\nEvery figure is the median of %s of %d s, with the least and the largest in parentheses.\n",
+	fmt.Fprintf(w, "\nEvery figure is the median of %s of %g s, with the least and the largest in parentheses.\n",
 		plural(r.Rounds, "round"), r.Seconds)
 }
 

@@ -1,34 +1,38 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os/exec"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // clientCommand is the client of a load: one thread, pinned. self is the file of
 // this program.
-func clientCommand(self string, cpu int, l *Load, seconds int, url string) []string {
+func clientCommand(self string, cpu int, l *Load, length time.Duration, url string) []string {
 	if l.Handshake != "" {
-		return pinned(cpu, self, handshakesArguments(l.Handshake, l.Connections, seconds, url)...)
+		return pinned(cpu, self, handshakesArguments(l.Handshake, l.Connections, length, url)...)
 	}
 	return pinned(cpu, "wrk", "--threads=1", "--latency",
-		fmt.Sprintf("--connections=%d", l.Connections), fmt.Sprintf("--duration=%ds", seconds),
+		fmt.Sprintf("--connections=%d", l.Connections), fmt.Sprintf("--duration=%.0fs", math.Ceil(length.Seconds())),
 		url)
 }
 
 // besideCommand is the client that makes handshakes beside a load. Only what
 // that leaves of the CPU is its own: it would else delay the client whose
 // latencies count.
-func besideCommand(self string, cpu int, l *Load, seconds int, url string) []string {
-	return append([]string{"chrt", "--idle", "0"}, pinned(cpu, self, handshakesArguments(handshakeFull, l.Beside, seconds, url)...)...)
+func besideCommand(self string, cpu int, l *Load, length time.Duration, url string) []string {
+	return append([]string{"chrt", "--idle", "0"}, pinned(cpu, self, handshakesArguments(handshakeFull, l.Beside, length, url)...)...)
 }
 
 // runClient runs the client of a load.
-func runClient(ctx context.Context, l *Load, command []string) (Wrk, error) {
+func runClient(ctx context.Context, l *Load, command []string, length time.Duration) (Wrk, error) {
 	if l.Handshake != "" {
 		finish, err := startHandshakes(ctx, command)
 		if err != nil {
@@ -36,21 +40,31 @@ func runClient(ctx context.Context, l *Load, command []string) (Wrk, error) {
 		}
 		return finish()
 	}
-	return runWrk(ctx, command)
+	return runWrk(ctx, command, length)
 }
 
-// runWrk runs a command of clientCommand to its end, or until ctx ends.
-func runWrk(ctx context.Context, command []string) (Wrk, error) {
+// runWrk runs a command of clientCommand to its end, or until ctx ends. wrk
+// knows whole seconds only: it is told to stop where length is not.
+func runWrk(ctx context.Context, command []string, length time.Duration) (Wrk, error) {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.SysProcAttr = ownGroup()
-	out, err := cmd.CombinedOutput()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return Wrk{}, err
+	}
+	if length%time.Second != 0 {
+		early := time.AfterFunc(length, func() { _ = cmd.Process.Signal(unix.SIGINT) }) // it may have ended
+		defer early.Stop()
+	}
+	err := cmd.Wait()
 	if ctx.Err() != nil {
 		return Wrk{}, context.Cause(ctx)
 	}
 	if err != nil {
-		return Wrk{}, fmt.Errorf("wrk: %w: %s", err, out)
+		return Wrk{}, fmt.Errorf("wrk: %w: %s", err, out.Bytes())
 	}
-	return parseWrk(string(out))
+	return parseWrk(out.String())
 }
 
 // parseWrk reads what wrk prints with --latency.
