@@ -397,8 +397,25 @@ func nameHash(name []byte) int {
 // fieldID finds a name, a token in any case.
 func fieldID(name []byte) message.FieldID {
 	k := &knownFields[nameHash(name)]
-	if !fold(name, k.name) {
-		return message.FieldOther
+	switch {
+	case fold(name, k.name):
+		return k.id
+	case lookalike(name, k.name):
+		return message.FieldLookalike
 	}
-	return k.id
+	return message.FieldOther
+}
+
+// lookalike reports whether name is lower, the name of an X- field, but for case
+// and for "_" in place of "-".
+func lookalike(name []byte, lower string) bool {
+	if len(name) != len(lower) || lower[0] != 'x' {
+		return false
+	}
+	for i, c := range name {
+		if c|0x20 != lower[i] && (c != '_' || lower[i] != '-') {
+			return false
+		}
+	}
+	return true
 }

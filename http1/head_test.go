@@ -31,6 +31,12 @@ func TestKnownFields(t *testing.T) {
 			require.Equal(t, message.FieldOther, fieldID([]byte(other)), other)
 		}
 	}
+	for _, name := range []string{"X_Client_Cert_Subject", "x-client_cert-subject", "X_FORWARDED_FOR", "X-Forwarded_Proto"} {
+		require.Equal(t, message.FieldLookalike, fieldID([]byte(name)), name)
+	}
+	for _, name := range []string{"Content_Length", "Transfer_Encoding", "X_Client_Cert_Subjekt", "X+Forwarded+For"} {
+		require.Equal(t, message.FieldOther, fieldID([]byte(name)), name)
+	}
 	require.Len(t, seen, int(message.FieldXRequestID), "a known field is missing in this test")
 	require.Equal(t, message.FieldOther, fieldID([]byte("x")))
 }

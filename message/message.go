@@ -52,6 +52,10 @@ const (
 	FieldXForwardedPort
 	FieldXForwardedProto
 	FieldXRequestID
+	// FieldLookalike is one of the X- fields above with "_" for "-": who hands
+	// fields on as variables, as CGI does (RFC 3875 4.1.18), takes one for the
+	// other.
+	FieldLookalike
 )
 
 // Method is a request method that Cloud Cup treats on its own.

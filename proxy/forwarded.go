@@ -39,6 +39,7 @@ var (
 	dropUntrusted = [256]bool{
 		message.FieldHost:               true,
 		message.FieldForwarded:          true,
+		message.FieldLookalike:          true,
 		message.FieldXClientCertSubject: true,
 		message.FieldXForwardedFor:      true,
 		message.FieldXForwardedHost:     true,
@@ -47,10 +48,10 @@ var (
 	}
 	// Not even a trusted proxy tells who its client is by a certificate.
 	dropForwarded = [256]bool{
-		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldForwarded: true,
+		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldLookalike: true, message.FieldForwarded: true,
 	}
 	dropXForwarded = [256]bool{
-		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldXForwardedFor: true,
+		message.FieldHost: true, message.FieldXClientCertSubject: true, message.FieldLookalike: true, message.FieldXForwardedFor: true,
 	}
 )
 
