@@ -46,17 +46,17 @@ func TestTLSBackendVerified(t *testing.T) {
 			name, members string
 			pair          *pair
 			auth          tls.ClientAuthType
-			status        int
+			cause         string // in the log, of a 502
 		}{
-			{"by its address", ca, good, tls.NoClientCert, 200},
-			{"by its name", named, good, tls.NoClientCert, 200},
-			{"another name", ca + `, "server_name": "other.test"`, good, tls.NoClientCert, 502},
-			{"another authority", named, strangers.issue("backend.test", nil), tls.NoClientCert, 502},
-			{"the system's authorities", "", good, tls.NoClientCert, 502},
-			{"expired", named, past, tls.NoClientCert, 502},
-			{"no TLS", named, nil, tls.NoClientCert, 502},
-			{"client certificate", named + fmt.Sprintf(`, "certificate": %q, "key": %q`, client.crt, client.key), good, tls.RequireAndVerifyClientCert, 200},
-			{"no client certificate", named, good, tls.RequireAndVerifyClientCert, 502},
+			{"by its address", ca, good, tls.NoClientCert, ""},
+			{"by its name", named, good, tls.NoClientCert, ""},
+			{"another name", ca + `, "server_name": "other.test"`, good, tls.NoClientCert, "is valid for backend.test, not other.test"},
+			{"another authority", named, strangers.issue("backend.test", nil), tls.NoClientCert, "signed by unknown authority"},
+			{"the system's authorities", "", good, tls.NoClientCert, "signed by unknown authority"},
+			{"expired", named, past, tls.NoClientCert, "has expired"},
+			{"no TLS", named, nil, tls.NoClientCert, "does not look like a TLS handshake"},
+			{"client certificate", named + fmt.Sprintf(`, "certificate": %q, "key": %q`, client.crt, client.key), good, tls.RequireAndVerifyClientCert, ""},
+			{"no client certificate", named, good, tls.RequireAndVerifyClientCert, "certificate required"},
 		} {
 			var served atomic.Int64
 			serve := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -75,13 +75,17 @@ func TestTLSBackendVerified(t *testing.T) {
 			}
 			c := startCup(t, engine, toSecure(port, which.members))
 			res, text := exchangeOf(t, c.addr, nil, "POST / HTTP/1.1\r\nHost: cup.test\r\nContent-Length: 6\r\n\r\nsecret")
-			require.Equal(t, which.status, res.StatusCode, which.name)
-			if which.status == 200 {
+			if which.cause == "" {
+				require.Equal(t, 200, res.StatusCode, which.name)
 				require.EqualValues(t, 1, served.Load(), which.name)
 				require.Equal(t, which.name == "by its address", res.Header.Get("X-Nameless") == "yes", which.name)
 			} else {
 				require.Zero(t, served.Load(), which.name)
-				require.Contains(t, text, "502 Bad Gateway: backend_", which.name)
+				require.Contains(t, text, "502 Bad Gateway: backend_tls", which.name)
+				told, err := c.await("TLS with a backend failed")
+				require.NoError(t, err)
+				require.Contains(t, told.Err, which.cause, which.name)
+				require.Contains(t, told.line, "127.0.0.1:"+port)
 			}
 			c.stop()
 		}

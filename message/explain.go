@@ -153,12 +153,13 @@ var explanations = [reasonCount]Explanation{
 	},
 	ReasonBackendTLS: {
 		"no TLS with the backend",
-		"The TLS handshake with a backend failed, and no other backend could take the request. It was answered by 502. Nothing of the request was sent.",
+		"The TLS handshake with a backend failed, and no other backend could take the request. It was answered by 502. Nothing of the request was sent, unless a backend with TLS 1.3 refused our certificate, which comes after the handshake.",
 		[]string{
 			"its certificate has expired, is for another name, or is signed by an authority that is not known here",
 			"the backend speaks plain HTTP on that port, or wants a certificate of ours",
 		},
 		[]string{
+			"the log tells the cause: \"TLS with a backend failed\", once a minute for each backend and worker",
 			"openssl s_client -connect HOST:PORT -servername NAME shows the certificate",
 			"set tls.ca_file or tls.server_name of the backend; its certificate is always verified",
 		},

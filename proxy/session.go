@@ -250,7 +250,11 @@ func (s *session) refuse(err error) {
 	s.closed = true
 	c.p.counters.HandshakesFailed++
 	if !c.isClient {
-		c.fault = syscall.EPROTO
+		if s.short {
+			c.fault = syscall.ENOMEM
+			return
+		}
+		c.owner.(*stream).broke(err)
 		return
 	}
 	cl := c.owner.(*client)
@@ -330,8 +334,10 @@ func (s *session) fill() bool {
 		s.leave()
 		c.owner.(*client).violated()
 		return true
-	default:
+	case err == tlsconn.ErrTruncated:
 		c.fault = syscall.ECONNRESET
+	default:
+		c.owner.(*stream).broke(err)
 	}
 	return n > 0 || c.eof || c.fault != 0
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"crypto/tls"
 	"syscall"
 	"time"
@@ -73,6 +74,7 @@ type backend struct {
 	idle     *stream           // the most recently used first
 	coldest  *stream
 	tls      *tls.Config // nil: without
+	tlsTold  int64       // when the log was told last why TLS with it failed; 0: never
 	named    bool        // by the snapshot in force
 }
 
@@ -216,6 +218,36 @@ func (st *stream) connected(op *loop.Op) {
 	st.secure(tlsconn.Client, st.backend.tls)
 }
 
+// tlsToldEvery is how often the log is told why TLS with a backend fails.
+const tlsToldEvery = int64(time.Minute)
+
+// tell has the log tell why TLS with b failed, now and then.
+func (b *backend) tell(err error) {
+	if b.tlsTold == 0 || b.p.now-b.tlsTold >= tlsToldEvery {
+		b.tlsTold = b.p.now
+		b.p.log.Warn("TLS with a backend failed", "backend", b.name, "err", err)
+	}
+}
+
+// broke ends the receive side because of err, by which TLS with the backend
+// failed: the handshake, or what came after it. In TLS 1.3 a backend that does
+// not like our certificate says so behind the handshake.
+func (st *stream) broke(err error) {
+	st.fault = syscall.EPROTO
+	st.backend.tell(err)
+}
+
+// lostReason is why a stream has ended before the head of a response came.
+func (st *stream) lostReason() message.Reason {
+	switch {
+	case st.fault == syscall.ENOMEM:
+		return message.ReasonMemory
+	case st.state == streamHandshake, st.fault == syscall.EPROTO && !st.reused:
+		return message.ReasonBackendTLS
+	}
+	return message.ReasonBackendReset
+}
+
 func (st *stream) advance() {
 	switch st.state {
 	case streamHead:
@@ -227,7 +259,8 @@ func (st *stream) advance() {
 	case streamHandshake:
 		switch {
 		case st.fault != 0 || st.sendFault != 0:
-			st.x.attemptFailed(message.ReasonBackendTLS, balance.Refused)
+			st.backend.tell(cmp.Or(st.fault, st.sendFault)) // unless broke has just done so
+			st.x.attemptFailed(st.lostReason(), balance.Refused)
 		case st.tls.up:
 			st.x.rec.connected = st.p.now
 			st.become(streamHead)
@@ -254,7 +287,7 @@ func (st *stream) readHead() bool {
 	x := st.x
 	if st.in.empty() {
 		if st.eof || st.fault != 0 {
-			x.attemptFailed(message.ReasonBackendReset, balance.Refused)
+			x.attemptFailed(st.lostReason(), balance.Refused)
 		}
 		return false
 	}
@@ -274,7 +307,7 @@ func (st *stream) readHead() bool {
 			return false
 		case err == http1.ErrPartial:
 			if st.eof || st.fault != 0 {
-				x.attemptFailed(message.ReasonBackendReset, balance.Refused)
+				x.attemptFailed(st.lostReason(), balance.Refused)
 			}
 			return false
 		case err != nil:
