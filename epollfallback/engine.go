@@ -25,11 +25,6 @@ const (
 	// from deliver finished at once, which spares a wait; the rest is
 	// delivered by the next Poll.
 	roundsMax = 4
-
-	// rawWait is how long a wait may hold the scheduler's P. A longer wait
-	// gives it away first. Under load waits are shorter, and giving the P
-	// away for each of them costs 7 % of the CPU.
-	rawWait = 2 * time.Millisecond
 )
 
 // What Op.Engine says.
@@ -380,7 +375,7 @@ func (e *engine) wait(d time.Duration) (int, syscall.Errno) {
 		return n, errno
 	}
 	deadline := int64(math.MaxInt64)
-	first := rawWait
+	first := loop.RawWait
 	if d > 0 {
 		deadline = sys.Monotonic() + int64(d)
 		first = min(first, d)

@@ -54,11 +54,6 @@ func userData(kind uint64, age uint32, index int32) uint64 {
 	return kind<<56 | uint64(age&ageMask)<<32 | uint64(uint32(index))
 }
 
-// rawWait is how long a turn first waits without telling the scheduler. While
-// busy it spares the hand-over of the P (7 % of a loaded loop); idle, the wait
-// that follows lets go of it.
-const rawWait = 2 * time.Millisecond
-
 // submitTries bounds the attempts to hand over a full queue while the kernel
 // has no memory for requests.
 const submitTries = 1000
@@ -616,7 +611,7 @@ func (e *engine) wait(wait time.Duration) {
 		e.check(e.u.enter(0, waitUnlimited, false))
 		return
 	}
-	first := rawWait
+	first := loop.RawWait
 	if wait > 0 {
 		first = min(first, wait)
 	}

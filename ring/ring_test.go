@@ -249,7 +249,7 @@ func TestStarvedReceives(t *testing.T) {
 		require.Equal(t, 1, r.Stats().InFlight)
 
 		waits := r.Stats().Waits
-		require.NoError(t, r.Poll(5*time.Millisecond, r.note)) // does not spin
+		require.NoError(t, r.Poll(2*loop.RawWait, r.note)) // does not spin
 		require.Equal(t, waits+2, r.Stats().Waits)
 
 		var left *loop.Op
@@ -572,7 +572,7 @@ func TestIdle(t *testing.T) {
 // machine may make it late, but not always.
 func TestPollWaits(t *testing.T) {
 	r := newRig(t, Config{}, 1<<20)
-	for _, wait := range []time.Duration{time.Microsecond, time.Millisecond, rawWait, 12 * time.Millisecond} {
+	for _, wait := range []time.Duration{time.Microsecond, time.Millisecond, loop.RawWait, 12 * time.Millisecond} {
 		inTime(t, wait+100*time.Millisecond, func() time.Duration {
 			require.NoError(t, r.Poll(0, r.note))
 			before := r.Now()
