@@ -43,11 +43,15 @@ type session struct {
 // recordBytes is the most plain text that one record holds (RFC 8446 5.1).
 const recordBytes = 16 << 10
 
-// sealBytes is the most plain text that is turned into records at once, so that
-// they fit one buffer of ClassHead with their framing: see sealed. The kernel
-// copies them while they are still in the cache: a body of 1 MiB costs 13 % less
-// than with ClassBody, though there are eight times as many sends.
+// sealBytes is the most plain text that is turned into records in one buffer of
+// ClassHead, with their framing: see sealed.
 const sealBytes = loop.HeadBytes * 7 / 8
+
+// sealBuffers is how many such buffers one send gathers. Together they stay
+// below the 64 KiB that the kernel sends in one piece. The kernel copies them
+// while they are still in the cache: a body of 1 MiB costs 3 to 5 % more with
+// one of them, 17 % more with three.
+const sealBuffers = 2
 
 // sealed is the memory that the records of n bytes need at most. Those of a
 // fresh connection are short, so that the peer can begin before 16 KiB have
@@ -345,13 +349,28 @@ func (s *session) fill() bool {
 // seal turns what is queued into records, if none wait to be sent. It reports
 // whether there are any.
 func (s *session) seal() bool {
+	if s.out.empty() && s.up && !s.closed {
+		for n := 0; n < sealBuffers && s.sealBuffer(); n++ {
+		}
+		if s.c.out.empty() {
+			s.c.dropPad()
+		}
+	}
+	return !s.out.empty()
+}
+
+// sealBuffer turns what is queued into records until one buffer is full. It
+// reports whether it made any.
+func (s *session) sealBuffer() bool {
 	c := s.c
-	if !s.out.empty() || !s.up || s.closed || c.out.empty() {
-		return !s.out.empty()
+	if c.out.empty() || c.sendFault != 0 {
+		return false
 	}
 	most := c.out.bytes(sealBytes)
 	if !s.room(sealed(most)) {
-		c.starve()
+		if s.out.empty() {
+			c.starve()
+		}
 		return false
 	}
 	for room := len(s.pad.Bytes()); most > 0 && sealed(most) > room; {
@@ -360,10 +379,7 @@ func (s *session) seal() bool {
 	if err := s.write(most); err != nil || s.short {
 		c.sendFault = syscall.EPIPE
 	}
-	if c.out.empty() {
-		c.dropPad()
-	}
-	return !s.out.empty()
+	return true
 }
 
 // write writes the first n bytes of what is queued. Short segments are put
