@@ -44,7 +44,7 @@ func (e *engine) connect(peer *loop.Addr) (int32, syscall.Errno) {
 		return -1, errno
 	}
 	e.stats.Calls += 2
-	fd, errno := sys.Socket(family)
+	fd, errno := sys.Socket(family, peer.AddrPort.Addr().IsLoopback())
 	if errno != 0 {
 		return -1, errno
 	}

@@ -21,9 +21,10 @@ const (
 	// peer's address (the zero AddrPort for unix sockets).
 	Accept Code = iota + 1
 	// Connect creates a socket and connects it to Peer. Submit sets FD
-	// (attached; TCP_NODELAY is set) or leaves it -1 when no socket could be
-	// made, which is delivered as the Op's error. The submitter owns FD from
-	// Submit on and closes it also after an error.
+	// (attached; TCP_NODELAY is set, and no pacing if Peer is on the
+	// loopback) or leaves it -1 when no socket could be made, which is
+	// delivered as the Op's error. The submitter owns FD from Submit on and
+	// closes it also after an error.
 	Connect
 	// Recv receives once into a buffer of class Size, of which no more than
 	// is there is waited for.

@@ -299,7 +299,7 @@ func (e *engine) connect(op *loop.Op) {
 	}
 	if errno == 0 {
 		e.stats.Calls += 2 // socket, setsockopt
-		op.FD, errno = sys.Socket(family)
+		op.FD, errno = sys.Socket(family, op.Peer.AddrPort.Addr().IsLoopback())
 	}
 	if errno != 0 {
 		op.Err = errno

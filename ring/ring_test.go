@@ -833,7 +833,7 @@ func (r *rig) tcpPair() (fd, peer int32) {
 	r.Submit(accept)
 	var addr sys.Sockaddr
 	family, length, _ := addr.SetAddrPort(to.AddrPort)
-	peer, errno := sys.Socket(family)
+	peer, errno := sys.Socket(family, false)
 	require.Zero(r, errno)
 	require.Contains(r, []syscall.Errno{0, syscall.EINPROGRESS}, sys.Connect(peer, &addr, length))
 	require.Equal(r, accept, r.next())

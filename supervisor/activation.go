@@ -79,6 +79,7 @@ func (set *socketSet) adoptFor(root string, fd int) error {
 		return nil
 	}
 	if err == nil {
+		preferLocal(fd, addr)
 		err = setOptions(fd, append(inherited, shares))
 	}
 	if err == nil && g.lockFD < 0 {

@@ -141,6 +141,14 @@ func setOptions(fd int, options []option) error {
 	return nil
 }
 
+// preferLocal prepares the listener of an address that only this host can reach.
+// A refusal leaves it as good as any other.
+func preferLocal(fd int, addr netip.AddrPort) {
+	if addr.Addr().IsLoopback() {
+		_ = sys.SetLocal(int32(fd))
+	}
+}
+
 // bind makes a TCP socket bound to addr.
 func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
 	family := unix.AF_INET
@@ -165,6 +173,7 @@ func bind(addr netip.AddrPort, dual, share bool) (fd int, err error) {
 	if err := setOptions(fd, options); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
+	preferLocal(fd, addr)
 	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			err = fmt.Errorf("%w: another program is listening there", err)

@@ -145,6 +145,9 @@ func testConnect(r *rig) {
 	nodelay, err := unix.GetsockoptInt(int(k.FD), unix.IPPROTO_TCP, unix.TCP_NODELAY)
 	require.NoError(r, err)
 	require.NotZero(r, nodelay)
+	control, err := unix.GetsockoptString(int(k.FD), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	require.NoError(r, err)
+	require.Equal(r, "reno", strings.TrimRight(control, "\x00"), "a connection that stays on this host needs no pacing")
 
 	other := int32(res.n)
 	sent := r.send(k.FD, []byte("over"))

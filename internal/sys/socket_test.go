@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -30,12 +31,15 @@ func TestSockaddr(t *testing.T) {
 		family, length, errno := a.SetAddrPort(to)
 		require.Zero(t, errno)
 		require.Equal(t, to, a.AddrPort())
-		fd, errno := Socket(family)
+		fd, errno := Socket(family, true)
 		require.Zero(t, errno)
 		require.Contains(t, []syscall.Errno{0, syscall.EINPROGRESS}, Connect(fd, &a, length))
 		nodelay, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
 		require.NoError(t, err)
 		require.Equal(t, 1, nodelay)
+		control, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		require.NoError(t, err)
+		require.Equal(t, "reno", strings.TrimRight(control, "\x00"))
 
 		file, err := l.(*net.TCPListener).File()
 		require.NoError(t, err)
@@ -104,7 +108,7 @@ func TestSockaddrUnix(t *testing.T) {
 	for _, path := range []string{filepath.Join(t.TempDir(), "s"), "@cloud-cup-test-" + t.Name()} {
 		l, err := net.Listen("unix", path)
 		require.NoError(t, err)
-		fd, errno := Socket(unix.AF_UNIX)
+		fd, errno := Socket(unix.AF_UNIX, false)
 		require.Zero(t, errno)
 		for i := range a {
 			a[i] = 0xff
