@@ -353,14 +353,22 @@ func (e *engine) Poll(wait time.Duration, deliver func(*loop.Op)) error {
 	for _, d := range e.serving {
 		d.queued = false
 		e.serve(d)
+		// A send that came of it is done and gives its buffer back, still in
+		// the cache, before the next receive asks for one.
+		e.finishKnown()
 	}
 	for round := 0; round < roundsMax && e.results.len() > 0; round++ {
-		for range e.results.len() {
-			e.finish(e.results.pop())
-		}
+		e.finishKnown()
 	}
 	e.polling, e.deliver = false, nil
 	return nil
+}
+
+// finishKnown delivers the results that are known now.
+func (e *engine) finishKnown() {
+	for range e.results.len() {
+		e.finish(e.results.pop())
+	}
 }
 
 // wait collects events: at most for the given time, and not sleeping if there
