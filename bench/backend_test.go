@@ -15,11 +15,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain makes the test's own binary a backend for startServer.
+// TestMain makes the test's own binary a helper for startServer and the like.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == backendCommand {
-		os.Exit(report(serveBackend(os.Args[2:])))
-	}
+	help(os.Args[1:])
 	os.Exit(m.Run())
 }
 

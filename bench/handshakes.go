@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os/exec"
 	"runtime"
 	"slices"
 	"time"
@@ -196,26 +193,4 @@ func request(raw net.Conn, c *tls.Conn, r *bufio.Reader, target *url.URL, connec
 		return errors.New(response.Status)
 	}
 	return nil
-}
-
-// startHandshakes starts a command of handshakesArguments. finish waits for its
-// end, or for that of ctx.
-func startHandshakes(ctx context.Context, command []string) (finish func() (Wrk, error), err error) {
-	var out, problems bytes.Buffer
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.SysProcAttr = ownGroup()
-	cmd.Stdout, cmd.Stderr = &out, &problems
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	return func() (w Wrk, err error) {
-		err = cmd.Wait()
-		if ctx.Err() != nil {
-			return w, context.Cause(ctx)
-		}
-		if err != nil {
-			return w, fmt.Errorf("%s: %w: %s", handshakesCommand, err, problems.Bytes())
-		}
-		return w, json.Unmarshal(out.Bytes(), &w)
-	}, nil
 }

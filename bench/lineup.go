@@ -122,7 +122,7 @@ func (l *lineup) ask(ctx context.Context, load *Load, i int, length time.Duratio
 		w, err = runClient(ctx, load, command, length)
 		return w, 0, err
 	}
-	finish, err := startHandshakes(ctx, besideCommand(l.self, l.o.clientCPU, load, length, url))
+	finish, err := startClient[Wrk](ctx, besideCommand(l.self, l.o.clientCPU, load, length, url))
 	if err != nil {
 		return w, 0, err
 	}

@@ -66,9 +66,12 @@ func (o *options) addRunFlags(fs *pflag.FlagSet, roundsDefault int) error {
 	return errors.Join(err1, err2)
 }
 
+// thorough reports whether runs are as many and as long as those of a full run.
+func (o *options) thorough() bool { return o.rounds >= roundsFull && o.seconds >= secondsFull }
+
 // full reports whether the run is complete enough to be published.
 func (o *options) full() bool {
-	return o.rounds >= roundsFull && o.seconds >= secondsFull && o.everything()
+	return o.thorough() && o.everything()
 }
 
 // everything reports whether the whole suite was asked for.
@@ -101,14 +104,27 @@ func (o *options) command() string {
 // thread.
 func init() { runtime.LockOSThread() }
 
+// helpers are what this program does as a child of itself, by first argument.
+var helpers = map[string]func(args []string) error{
+	backendCommand:    serveBackend,
+	handshakesCommand: serveHandshakes,
+	watchCommand:      serveWatch,
+	holdCommand:       serveHold,
+	bareCommand:       serveBare,
+}
+
+// help does what a child of this program is for, and exits, if this is one.
+func help(args []string) {
+	if len(args) > 0 {
+		if serve := helpers[args[0]]; serve != nil {
+			os.Exit(report(serve(args[1:])))
+		}
+	}
+}
+
 func main() {
 	args := os.Args[1:]
-	if len(args) > 0 && args[0] == backendCommand {
-		os.Exit(report(serveBackend(args[1:])))
-	}
-	if len(args) > 0 && args[0] == handshakesCommand {
-		os.Exit(report(serveHandshakes(args[1:])))
-	}
+	help(args)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	if len(args) > 0 && args[0] == compareCommand {

@@ -32,6 +32,10 @@ const partClosed = "closed"
 // parts are all parts, in the order in which they run and are written.
 var parts = []part{
 	{partClosed, closedDuration, (*bench).closedLoop, (*Results).writeClosed, (*Results).closedFailures},
+	{partFailures, failureDuration, (*bench).strikes, (*Results).writeFailures, (*Results).failureRunFailures},
+	{partCost, costDuration, (*bench).cost, (*Results).writeCosts, (*Results).costFailures},
+	{partIdle, idleDuration, (*bench).idle, (*Results).writeIdle, (*Results).idleFailures},
+	{partScaling, scalingDuration, (*bench).scaling, (*Results).writeScaling, (*Results).scalingFailures},
 }
 
 func partNames() []string {

@@ -153,11 +153,22 @@ func (s *server) stop() error {
 	return err
 }
 
-// freeAddress lets the kernel choose a port of the loopback interface.
+// givenAddresses are those that freeAddress has returned: the programs that
+// they are for may not have started yet.
+var givenAddresses = map[string]bool{}
+
+// freeAddress lets the kernel choose a port of the loopback interface that it
+// has not chosen before.
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		address := l.Addr().String()
+		if err := l.Close(); err != nil || !givenAddresses[address] {
+			givenAddresses[address] = true
+			return address, err
+		}
 	}
-	return l.Addr().String(), l.Close()
 }

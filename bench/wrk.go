@@ -34,7 +34,7 @@ func besideCommand(self string, cpu int, l *Load, length time.Duration, url stri
 // runClient runs the client of a load.
 func runClient(ctx context.Context, l *Load, command []string, length time.Duration) (Wrk, error) {
 	if l.Handshake != "" {
-		finish, err := startHandshakes(ctx, command)
+		finish, err := startClient[Wrk](ctx, command)
 		if err != nil {
 			return Wrk{}, err
 		}
