@@ -24,6 +24,11 @@
 // Programs are compared within a round only. A comparison does the same with
 // two builds (A B B A), and tells how sure its ratios are.
 //
+// Other parts let things go wrong under the eyes of a client that checks every
+// byte (failures.go), compare programs with and without logs and metrics
+// (cost.go), weigh connections that rest (idle.go), and compare one worker with
+// two (scaling.go).
+//
 // The first figure is CPU time per request of the proxy's own processes: it
 // says what a proxy costs also when the client is the bottleneck. Requests per
 // second and latency are wrk's, or of a client of ours where each request has a

@@ -198,7 +198,9 @@ func (w *watcher) once() (err error) {
 	}
 	response, err := http.ReadResponse(w.r, nil)
 	if err != nil {
-		return err
+		// A head that was cut within a line is told as a malformed one.
+		_, more := w.r.Peek(1)
+		return errors.Join(err, more)
 	}
 	body, err := io.ReadAll(response.Body)
 	switch {
