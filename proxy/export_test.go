@@ -15,6 +15,7 @@ func (p *Proxy) Turn(wait time.Duration) error {
 		return err
 	}
 	p.turn()
+	p.shake()
 	return nil
 }
 

@@ -379,7 +379,7 @@ func (p *play) explained(r *response, a *request) bool {
 			if i < len(s.seen) {
 				method, mine = s.seen[i].method, s.seen[i].head == a.head
 			}
-			said := parseResponse(rest, method, s.finned)
+			said := parseResponse(rest, method, s.proper())
 			if mine && said.status == r.status && r.carries(&said) {
 				return true
 			}

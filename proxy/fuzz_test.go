@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -46,40 +47,71 @@ const (
 // side did not say, and nothing is left behind.
 func FuzzProxy(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), []byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), uint64(0))
-	jobs := make(chan func())
-	go func() {
+	fuzzWorlds(f, func(worlds map[string]*world) {
+		f.Fuzz(func(t *testing.T, client, backend []byte, seed uint64) {
+			if len(client)+len(backend) > 16<<10 {
+				t.Skip("longer than what is of interest")
+			}
+			require.NoError(t, onWorlds(func() error { return playIn(worlds, plain, client, backend, seed) }))
+		})
+	})
+}
+
+// worldJobs run on the thread of the worlds' loops.
+var worldJobs = make(chan func())
+
+// fuzzWorlds has fuzz play in worlds, which are closed in the end.
+func fuzzWorlds(f *testing.F, fuzz func(map[string]*world)) {
+	worldJobs = make(chan func())
+	go func(jobs chan func()) {
 		runtime.LockOSThread() // what the engines want
 		for job := range jobs {
 			job()
 		}
-	}()
+	}(worldJobs)
 	worlds := map[string]*world{}
 	f.Cleanup(func() {
-		jobs <- func() {
+		worldJobs <- func() {
 			for _, w := range worlds {
 				w.close()
 			}
 		}
-		close(jobs)
+		close(worldJobs)
 	})
-	f.Fuzz(func(t *testing.T, client, backend []byte, seed uint64) {
-		if len(client)+len(backend) > 16<<10 {
-			t.Skip("longer than what is of interest")
+	fuzz(worlds)
+}
+
+// onWorlds calls play on the thread of the worlds' loops.
+func onWorlds(play func() error) error {
+	done := make(chan error, 1)
+	worldJobs <- func() { done <- play() }
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(30 * time.Second):
+		panic("the loop hangs") // with all stacks
+	}
+}
+
+// What is spoken in a world.
+const (
+	plain  = ""
+	secure = " TLS"
+)
+
+// playIn plays one input in the world that its seed names.
+func playIn(worlds map[string]*world, speaks string, client, backend []byte, seed uint64) error {
+	return inWorld(worlds, speaks, seed, func(p *play) error {
+		if len(backend) > 0 {
+			p.answers = bytes.Split(backend, []byte{markNext})
 		}
-		done := make(chan error, 1)
-		jobs <- func() { done <- playIn(worlds, client, backend, seed) }
-		select {
-		case err := <-done:
-			require.NoError(t, err)
-		case <-time.After(30 * time.Second):
-			panic("the loop hangs") // with all stacks
-		}
+		return p.run(client, seed&seedClientEnds != 0)
 	})
 }
 
-// playIn plays one input in the world that its seed names. Worlds last until
-// something goes wrong in one.
-func playIn(worlds map[string]*world, client, backend []byte, seed uint64) (err error) {
+// inWorld plays in the world that a seed names. Worlds last until something goes
+// wrong in one.
+func inWorld(worlds map[string]*world, speaks string, seed uint64, run func(*play) error) (err error) {
 	name := "epoll"
 	if seed&seedRing != 0 {
 		name = "uring"
@@ -94,14 +126,14 @@ func playIn(worlds map[string]*world, client, backend []byte, seed uint64) (err 
 	}()
 	w := worlds[name]
 	if w == nil {
-		if w, err = newWorld(name); errors.Is(err, loop.ErrNotSupported) {
+		if w, err = newWorld(name, speaks); errors.Is(err, loop.ErrNotSupported) {
 			return nil // the other engine's inputs are as good
 		} else if err != nil {
 			return err
 		}
 		worlds[name] = w
 	}
-	p := &play{world: w, rng: rand.New(rand.NewPCG(seed, 1)), pieces: seed&seedPieces != 0}
+	p := &play{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), pieces: seed&seedPieces != 0}
 	w.engine.Seed(seed)
 	switch seed & seedFaults {
 	case 1:
@@ -115,10 +147,7 @@ func playIn(worlds map[string]*world, client, backend []byte, seed uint64) (err 
 	default:
 		w.engine.Rates = looptest.Rates{}
 	}
-	if len(backend) > 0 {
-		p.answers = bytes.Split(backend, []byte{markNext})
-	}
-	return p.run(client, seed&seedClientEnds != 0)
+	return run(p)
 }
 
 // world is a Proxy with its one backend, whose loop the test turns. Everything
@@ -133,9 +162,14 @@ type world struct {
 	address  *unix.SockaddrInet4 // of the proxy
 	listener int                 // of the backend
 	idle     loop.Stats
+
+	clientTLS, serverTLS *tls.Config // what both sides speak; nil: without
 }
 
-func newWorld(engine string) (*world, error) {
+// fuzzAddress is the address of worlds in their configuration.
+const fuzzAddress = "127.0.0.1:80"
+
+func newWorld(engine, speaks string) (*world, error) {
 	page, _, err := shm.Create()
 	if err != nil {
 		return nil, err
@@ -172,11 +206,19 @@ func newWorld(engine string) (*world, error) {
 		s.Routes[0].Backends[i].MaxFailure = 0
 	}
 	s.Limits.HeadBytes, s.Limits.Headers, s.Limits.TargetBytes = fuzzHeadBytes, fuzzHeaders, fuzzTargetBytes
+	if speaks == secure {
+		id, err := newIdentity()
+		if err != nil {
+			return nil, err
+		}
+		id.secured(s)
+		w.clientTLS, w.serverTLS = id.client(), id.server()
+	}
 	if err := proxy.Prepare(s); err != nil {
 		return nil, err
 	}
 	w.proxy.Apply(s)
-	if err := w.proxy.Listen(0, int32(front), "127.0.0.1:80", "127.0.0.1:80", false); err != nil {
+	if err := w.proxy.Listen(0, int32(front), fuzzAddress, fuzzAddress, false); err != nil {
 		return nil, err
 	}
 	if err := w.proxy.Turn(0); err != nil {
@@ -223,6 +265,7 @@ func (w *world) close() {
 // side is the test's end of a connection.
 type side struct {
 	fd     int
+	tls    *tlsSide // nil: without
 	got    []byte
 	sent   []byte
 	fin    bool // the peer's FIN came
@@ -233,6 +276,17 @@ type side struct {
 
 // read takes what has come, and reports whether something has.
 func (s *side) read() bool {
+	if s.tls == nil || s.fd < 0 {
+		return s.receive()
+	}
+	moved := !s.tls.ended && s.receive()
+	if len(s.tls.in) > 0 || s.fd >= 0 {
+		moved = s.tls.pump() || moved
+	}
+	return moved
+}
+
+func (s *side) receive() bool {
 	moved := false
 	for b := make([]byte, 16<<10); s.fd >= 0 && !s.fin; moved = true {
 		n, err := unix.Read(s.fd, b)
@@ -241,8 +295,13 @@ func (s *side) read() bool {
 			return moved
 		case err != nil:
 			s.lost()
-		case n == 0:
+		case n == 0 && s.tls == nil:
 			s.fin = true
+		case n == 0:
+			s.tls.ended = true
+			return moved
+		case s.tls != nil:
+			s.tls.in = append(s.tls.in, b[:n]...)
 		default:
 			s.got = append(s.got, b[:n]...)
 		}
@@ -250,10 +309,16 @@ func (s *side) read() bool {
 	return moved
 }
 
+// proper reports whether the peer knows that nothing more than sent comes.
+func (s *side) proper() bool { return s.finned && (s.tls == nil || s.tls.notified) }
+
 // write reports whether the kernel took all of b, or the connection is lost.
 func (s *side) write(b []byte) bool {
 	if s.fd < 0 || s.finned {
 		return true
+	}
+	if s.tls != nil {
+		return s.tls.write(b)
 	}
 	n, err := unix.SendmsgN(s.fd, b, nil, nil, unix.MSG_NOSIGNAL)
 	if err == unix.EAGAIN {
@@ -273,12 +338,20 @@ func (s *side) lost() {
 		s.reset = true
 		unix.Close(s.fd)
 		s.fd = -1
+		if s.tls != nil {
+			s.tls.conn.Abort()
+			s.left = s.left || s.tls.blamed()
+		}
 	}
 }
 
 func (s *side) sendFin() {
 	if s.fd >= 0 && !s.finned {
 		s.finned = true
+		if s.tls != nil {
+			s.tls.end()
+			return
+		}
 		_ = unix.Shutdown(s.fd, unix.SHUT_WR) // it may be lost already
 	}
 }
@@ -295,6 +368,7 @@ func (s *side) sendReset() {
 // play is one input's way through a world.
 type play struct {
 	*world
+	seed    uint64
 	rng     *rand.Rand
 	pieces  bool
 	harmed  bool      // faults may break connections
@@ -341,7 +415,11 @@ func (p *play) step() (moved bool, err error) {
 		if err != nil {
 			break // nobody is there
 		}
-		p.servers = append(p.servers, &server{side: side{fd: fd}})
+		s := &server{side: side{fd: fd}}
+		if p.serverTLS != nil {
+			p.speakTLS(&s.side, false)
+		}
+		p.servers = append(p.servers, s)
 		moved = true
 	}
 	for _, s := range p.servers {
@@ -461,15 +539,24 @@ func (p *play) answer(s *server) bool {
 	return true
 }
 
-// connect opens a connection of the client. That of the loopback interface is
-// there at once.
+// connect opens a connection of the client.
 func (p *play) connect() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
+	fd, err := p.dial()
+	c := &side{fd: fd}
+	if p.clientTLS != nil {
+		p.speakTLS(c, true)
 	}
-	p.clients = append(p.clients, &side{fd: fd})
-	return errors.Join(noDelay(fd), unix.Connect(fd, p.address), unix.SetNonblock(fd, true))
+	p.clients = append(p.clients, c)
+	return err
+}
+
+// dial opens a connection to the proxy. That of the loopback interface is there
+// at once.
+func (p *play) dial() (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	return fd, errors.Join(noDelay(fd), unix.Connect(fd, p.address), unix.SetNonblock(fd, true))
 }
 
 // clientsMax bounds the client's connections.
@@ -504,8 +591,12 @@ func (p *play) talk(text []byte) error {
 	if err := p.connect(); err != nil {
 		return err
 	}
+	marks := string([]byte{markFin, markReset, markNext, markAgain})
+	if p.clientTLS != nil {
+		marks += string([]byte{markForged, markUpdate})
+	}
 	for len(text) > 0 {
-		mark := bytes.IndexAny(text, string([]byte{markFin, markReset, markNext, markAgain}))
+		mark := bytes.IndexAny(text, marks)
 		if mark < 0 {
 			mark = len(text)
 		}
@@ -524,6 +615,8 @@ func (p *play) talk(text []byte) error {
 			p.client().sendFin()
 		case markReset:
 			p.client().sendReset()
+		case markForged, markUpdate:
+			p.client().tls.mark(text[0])
 		case markAgain:
 			if len(p.clients) == clientsMax {
 				break

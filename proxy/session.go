@@ -98,10 +98,10 @@ func (c *conn) pending() bool { return c.queued() || c.send.InFlight() }
 // whether that is sent, too, so that a FIN may follow.
 func (c *conn) endSession() bool {
 	if s := c.tls; s != nil && s.up && !s.closed && !c.pending() {
-		s.closed = true
 		if s.tls.CloseWrite() != nil {
 			c.sendFault = syscall.EPIPE
 		}
+		s.closed = true
 		c.mark()
 	}
 	return !c.pending()
@@ -121,6 +121,9 @@ func (s *session) Consume(n int) { s.in.consume(n) }
 func (s *session) Ended() bool { return s.ended }
 
 func (s *session) Send(b []byte) {
+	if s.closed {
+		return // nothing follows a close_notify, not even the answer to a key update
+	}
 	for len(b) > 0 {
 		if s.pad == nil || s.padEnd == len(s.pad.Bytes()) {
 			if !s.room(len(b)) {
