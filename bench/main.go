@@ -108,6 +108,7 @@ func init() { runtime.LockOSThread() }
 var helpers = map[string]func(args []string) error{
 	backendCommand:    serveBackend,
 	handshakesCommand: serveHandshakes,
+	openLoopCommand:   serveOpenLoop,
 	watchCommand:      serveWatch,
 	holdCommand:       serveHold,
 	bareCommand:       serveBare,
