@@ -33,8 +33,8 @@ const (
 // Lengths of a run: of the shortest that can be asked for, wrk looks every
 // tenth of a second whether to stop; and the longest of a rehearsal.
 const (
-	shortest  = 200 * time.Millisecond
-	rehearsal = 400 * time.Millisecond
+	shortest        = 200 * time.Millisecond
+	rehearsalLength = 400 * time.Millisecond
 )
 
 // options are the command line.
@@ -77,12 +77,15 @@ func (o *options) full() bool {
 // everything reports whether the whole suite was asked for.
 func (o *options) everything() bool { return o.load == "" && len(o.parts) == 0 && o.old == "" }
 
-// length is that of one run of a program under a load. One round of the whole
-// suite is a rehearsal: it has nothing to tell but that everything works.
+// rehearsal reports whether the run has nothing to tell but that everything
+// works: one round of the whole suite.
+func (o *options) rehearsal() bool { return o.rounds == 1 && o.everything() }
+
+// length is that of one run of a program under a load.
 func (o *options) length() time.Duration {
 	length := time.Duration(o.seconds * float64(time.Second))
-	if o.rounds == 1 && o.everything() {
-		length = min(length, rehearsal)
+	if o.rehearsal() {
+		length = min(length, rehearsalLength)
 	}
 	return length
 }

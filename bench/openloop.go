@@ -103,9 +103,18 @@ type openLoopOptions struct {
 	arrivals    string
 	rate        float64 // a second
 	connections int
-	duration    time.Duration
+	length      time.Duration // after the warm-up
 	address     netip.AddrPort
 	host, path  string
+}
+
+// end is the moment from which on nothing is due, in nanoseconds.
+func (o *openLoopOptions) end() int64 { return (openLoopWarmUp + o.length).Nanoseconds() }
+
+// openLoopArguments are those of the client for a rate.
+func openLoopArguments(rate float64, connections int, length time.Duration, target string) []string {
+	return []string{openLoopCommand, "--arrivals=" + arrivalsConstant, fmt.Sprintf("--rate=%.0f", rate),
+		fmt.Sprintf("--connections=%d", connections), fmt.Sprintf("--seconds=%g", length.Seconds()), target}
 }
 
 // serveOpenLoop is the client. It prints an OpenLoop as JSON.
@@ -115,7 +124,7 @@ func serveOpenLoop(args []string) error {
 	fs.StringVar(&o.arrivals, "arrivals", arrivalsConstant, "")
 	fs.Float64Var(&o.rate, "rate", 5000, "")
 	fs.IntVar(&o.connections, "connections", 64, "")
-	seconds := fs.Int("seconds", 1, "")
+	seconds := fs.Float64("seconds", 1, "")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -126,8 +135,8 @@ func serveOpenLoop(args []string) error {
 	if o.address, err = netip.ParseAddrPort(target.Host); err != nil {
 		return fmt.Errorf("want http://IP:PORT/PATH: %w", err)
 	}
-	o.duration, o.host, o.path = time.Duration(*seconds)*time.Second, target.Host, target.RequestURI()
-	if target.Scheme != "http" || !o.address.Addr().Is4() || o.rate <= 0 || o.connections < 1 ||
+	o.length, o.host, o.path = time.Duration(*seconds*float64(time.Second)), target.Host, target.RequestURI()
+	if target.Scheme != "http" || !o.address.Addr().Is4() || o.rate <= 0 || o.connections < 1 || o.length <= 0 ||
 		o.arrivals != arrivalsConstant && o.arrivals != arrivalsPoisson {
 		return fmt.Errorf("cannot do %q", args)
 	}
@@ -229,7 +238,7 @@ func newOpenClient(o *openLoopOptions) (*openClient, error) {
 	c := &openClient{
 		latency:  hdrhistogram.New(1, int64(openLoopLatencyMax), openLoopDigits),
 		late:     hdrhistogram.New(1, int64(openLoopLatencyMax), openLoopDigits),
-		end:      o.duration.Nanoseconds(),
+		end:      o.end(),
 		schedule: newSchedule(o),
 		armed:    -1,
 		epoll:    -1,
@@ -536,7 +545,11 @@ func (c *openClient) readHead(head []byte) bool {
 		switch strings.ToLower(name) {
 		case "content-length":
 			length = strings.TrimSpace(value)
-		case "transfer-encoding", "connection":
+		case "connection":
+			if !strings.EqualFold(strings.TrimSpace(value), "keep-alive") {
+				return false
+			}
+		case "transfer-encoding":
 			return false
 		}
 	}

@@ -32,6 +32,7 @@ const partClosed = "closed"
 // parts are all parts, in the order in which they run and are written.
 var parts = []part{
 	{partClosed, closedDuration, (*bench).closedLoop, (*Results).writeClosed, (*Results).closedFailures},
+	{partOpen, openDuration, (*bench).openLoop, (*Results).writeOpen, (*Results).openFailures},
 	{partFailures, failureDuration, (*bench).strikes, (*Results).writeFailures, (*Results).failureRunFailures},
 	{partCost, costDuration, (*bench).cost, (*Results).writeCosts, (*Results).costFailures},
 	{partIdle, idleDuration, (*bench).idle, (*Results).writeIdle, (*Results).idleFailures},

@@ -33,10 +33,11 @@ type Results struct {
 	Programs []Program `json:"programs"`
 	Runs     []Run     `json:"runs"` // in the order in which they were made
 	// Every other part has a field of its own, absent if it did not run.
-	Failures *Failures `json:"failures,omitempty"`
-	Costs    *Costs    `json:"costs,omitempty"`
-	Idle     *Idle     `json:"idle,omitempty"`
-	Scaling  *Scaling  `json:"scaling,omitempty"`
+	Open     *OpenResults `json:"open_loop,omitempty"`
+	Failures *Failures    `json:"failures,omitempty"`
+	Costs    *Costs       `json:"costs,omitempty"`
+	Idle     *Idle        `json:"idle,omitempty"`
+	Scaling  *Scaling     `json:"scaling,omitempty"`
 }
 
 // Machine is where the runs were made.
