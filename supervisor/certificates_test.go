@@ -74,13 +74,19 @@ func startRenewal(t *testing.T, to time.Time) *renewal {
 		log: new(logText), certificate: filepath.Join(dir, "cup.pem"), key: filepath.Join(dir, "cup.key"), watch: new(fileWatch),
 	}
 	n.write(t, time.Now().Add(-time.Hour), to)
+	n.start(t)
+	return n
+}
+
+// start starts the master.
+func (n *renewal) start(t *testing.T) {
+	t.Helper()
 	n.rig = startRig(t, func(o *Options, m *Master) {
 		m.log = logTo(n.log)
 		text := strings.Replace(configText("127.0.0.1:0"), "{", fmt.Sprintf(`{"ssl": {"ssl_certificate": %q, "ssl_certificate_key": %q}, `,
 			n.certificate, n.key), 1)
 		require.NoError(t, os.WriteFile(o.Path, []byte(text), 0o600))
 	})
-	return n
 }
 
 func (n *renewal) write(t *testing.T, from, to time.Time) {
@@ -161,6 +167,58 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 	n.settle()
 	require.EqualValues(t, 2, n.generation().number)
 	require.Equal(t, 299, n.Certificates()[0].DaysLeft)
+}
+
+// Renewed as Kubernetes does it: the files are links through a link to a folder,
+// which is put in another one's place. A pair that does not belong together yet,
+// or is half written, changes nothing meanwhile.
+func TestLinkedCertificates(t *testing.T) {
+	now, dir := time.Now(), t.TempDir()
+	folder := func(name string, days time.Duration) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.Mkdir(path, 0o700))
+		certificate, key := pairFiles(t, "cup.test", now.Add(-time.Hour), now.Add(days*24*time.Hour+time.Hour))
+		require.NoError(t, os.WriteFile(filepath.Join(path, "tls.crt"), certificate, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(path, "tls.key"), key, 0o600))
+		return name
+	}
+	swap := func(to string) {
+		next := filepath.Join(dir, "..data_tmp")
+		require.NoError(t, os.Symlink(to, next))
+		require.NoError(t, os.Rename(next, filepath.Join(dir, "..data")))
+	}
+	swap(folder("..one", 100))
+	n := &renewal{log: new(logText), certificate: filepath.Join(dir, "tls.crt"), key: filepath.Join(dir, "tls.key"), watch: new(fileWatch)}
+	require.NoError(t, os.Symlink("..data/tls.crt", n.certificate))
+	require.NoError(t, os.Symlink("..data/tls.key", n.key))
+	n.start(t)
+	n.settle()
+	require.Equal(t, 100, n.Certificates()[0].DaysLeft)
+
+	two := folder("..two", 200)
+	swap(two)
+	n.settle()
+	require.EqualValues(t, 2, n.generation().number)
+	require.Equal(t, 200, n.Certificates()[0].DaysLeft)
+
+	// In place, one after the other, the certificate in two writes.
+	file := func(name string) string { return filepath.Join(dir, two, name) }
+	three := folder("three", 300)
+	certificate, err := os.ReadFile(filepath.Join(dir, three, "tls.crt"))
+	require.NoError(t, err)
+	for _, part := range [][]byte{certificate[:len(certificate)/2], certificate} {
+		require.NoError(t, os.WriteFile(file("tls.crt"), part, 0o600))
+		n.settle()
+		_, err := n.Reload()
+		require.Error(t, err, "nor does a reload take it")
+		require.EqualValues(t, 2, n.generation().number)
+		g, _ := ask(t, n.addresses()[0])
+		require.EqualValues(t, 2, g, "the old pair is served")
+	}
+	require.NoError(t, os.Rename(filepath.Join(dir, three, "tls.key"), file("tls.key")))
+	n.settle()
+	require.EqualValues(t, 3, n.generation().number)
+	require.Equal(t, 300, n.Certificates()[0].DaysLeft)
 }
 
 // Each warning comes once, and again for another certificate.
