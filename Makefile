@@ -31,9 +31,9 @@ race: build
 	CGO_ENABLED=1 go test -race -timeout 20m $(TESTFLAGS) $(PACKAGES)
 
 # Tests with other people's programs as clients, backends and peers (Debian).
-PEERS = nginx haproxy wrk curl openssl chromium python3 strace systemd-analyze sslscan h2load
+PEERS = nginx haproxy wrk curl openssl chromium python3 strace systemd-analyze sslscan testssl h2load
 test-peers: build
-	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$(echo $$p | sed 's/-analyze$$//; s/^h2load$$/nghttp2-client/')"; done; \
+	@missing=; for p in $(PEERS); do command -v $$p >/dev/null || missing="$$missing $$(echo $$p | sed 's/-analyze$$//; s/^h2load$$/nghttp2-client/; s/^testssl$$/testssl.sh/')"; done; \
 	if [ -n "$$missing" ]; then apt-get update && apt-get install -y --no-install-recommends $$missing; fi
 	go test -count=1 -timeout 20m -tags peers $(TESTFLAGS) ./integration/...
 
