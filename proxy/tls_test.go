@@ -256,3 +256,51 @@ func TestTLSBackendThatIsNotTrusted(t *testing.T) {
 		require.Contains(t, readAll(t, res), "backend_tls")
 	})
 }
+
+// A kept connection to a backend that ends without an answer, with and without a
+// close_notify, costs no request that may be sent again; one that half closes
+// after its answer is not kept.
+func TestTLSBackendThatHangsUp(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		id, err := newIdentity()
+		require.NoError(t, err)
+		for _, how := range []string{"notify", "fin", "half closed"} {
+			for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+				config := id.server()
+				config.MaxVersion = version
+				addr := scripted(t, func(n int, c *net.TCPConn) {
+					s := tls.Server(c, config)
+					in := bufio.NewReader(s)
+					for served := 0; ; served++ {
+						if _, err := http.ReadRequest(in); err != nil {
+							return
+						}
+						if served == 1 { // the second request gets no answer
+							if how == "notify" {
+								_ = s.CloseWrite()
+							}
+							return
+						}
+						_, _ = fmt.Fprintf(s, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d", n%10)
+						if how == "half closed" {
+							_ = s.CloseWrite()
+							_, _ = io.Copy(io.Discard, in)
+							return
+						}
+					}
+				})
+				routes := to(addr)
+				routes[0].Backends[0].TLS = id.client()
+				r := start(t, engine, routes, nil)
+				for range 6 {
+					res, err := http.Get("http://" + r.addr + "/")
+					require.NoError(t, err)
+					require.Equal(t, 200, res.StatusCode, how)
+					readAll(t, res)
+				}
+				require.EqualValues(t, 6, r.counted().BackendConnects, how)
+				r.stop()
+			}
+		}
+	})
+}
