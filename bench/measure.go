@@ -60,14 +60,18 @@ func (b *bench) describe() error {
 	return errors.Join(err1, err2, err3)
 }
 
+// resultsDir is where the raw results go. Those of short runs are kept apart.
+func (o *options) resultsDir() string {
+	if o.full() {
+		return o.results
+	}
+	return filepath.Join(o.results, "tmp")
+}
+
 // publish writes the raw results, and the tables if the run was a full one.
 // That requests failed is an error, that they were slow is none.
 func (b *bench) publish() error {
-	dir := b.o.results
-	if !b.o.full() {
-		dir = filepath.Join(dir, "tmp")
-	}
-	path, err := b.results.save(dir)
+	path, err := b.results.save(b.o.resultsDir())
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type Results struct {
 	Costs    *Costs       `json:"costs,omitempty"`
 	Idle     *Idle        `json:"idle,omitempty"`
 	Scaling  *Scaling     `json:"scaling,omitempty"`
+	Profiles *Profiles    `json:"profiles,omitempty"`
 }
 
 // Machine is where the runs were made.
@@ -142,9 +143,12 @@ func (r *Results) save(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, r.Started.UTC().Format("20060102T150405Z")+".json")
+	path := filepath.Join(dir, r.stamp()+".json")
 	return path, r.write(path)
 }
+
+// stamp is the beginning of the names of all files of r.
+func (r *Results) stamp() string { return r.Started.UTC().Format("20060102T150405Z") }
 
 // write writes r into the file at path.
 func (r *Results) write(path string) error {

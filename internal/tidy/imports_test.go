@@ -49,7 +49,9 @@ var layers = []layer{
 	{"cmd/cloud-cup", []string{"config", "control", "supervisor", "worker", "internal/demo"}},
 	// It explains reasons by the words of their table.
 	{"cmd/cupctl", []string{"config", "message", "control", "supervisor", "worker", "internal/demo"}},
-	{"bench", []string{"config", "control"}},
+	// It draws what perf saw, and knows nothing of us.
+	{"bench/flame", nil},
+	{"bench", []string{"config", "control", "bench/flame"}},
 	{"integration", []string{"config", "control"}},
 	{"internal/looptest", []string{"loop", "internal/sys"}},
 	{"internal/tidy", nil},
