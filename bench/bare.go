@@ -60,7 +60,7 @@ func serveBare(args []string) error {
 			fd := events[i].Fd
 			if int(fd) == s.listener {
 				err = s.accept()
-			} else if s.serve(s.conns[fd]) != nil {
+			} else if s.serve(fd, s.conns[fd]) != nil {
 				delete(s.conns, fd)
 				unix.Close(int(fd))
 			}
@@ -87,8 +87,8 @@ func (s *bare) watch(fd int32) error {
 	return nil
 }
 
-// accept takes one connection. Its descriptor blocks: clients here say at once
-// what they have to.
+// accept takes one connection. Its descriptor blocks until the end of the
+// handshake: clients here say at once what they have to.
 func (s *bare) accept() error {
 	fd, _, err := unix.Accept4(s.listener, unix.SOCK_CLOEXEC)
 	switch err {
@@ -101,12 +101,19 @@ func (s *bare) accept() error {
 	return fmt.Errorf("accept: %w", err)
 }
 
-// serve makes the handshake, or answers what has come.
-func (s *bare) serve(c *tls.Conn) error {
+// serve makes the handshake, and answers what has come: maybe with the
+// handshake's last bytes, so that no other event will tell.
+func (s *bare) serve(fd int32, c *tls.Conn) error {
 	if !c.ConnectionState().HandshakeComplete {
-		return c.Handshake()
+		err := errors.Join(c.Handshake(), unix.SetNonblock(int(fd), true))
+		if err != nil {
+			return err
+		}
 	}
 	n, err := c.Read(s.in[:])
+	if errors.Is(err, errNothing) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -118,6 +125,16 @@ func (s *bare) serve(c *tls.Conn) error {
 	return err
 }
 
+// errNothing is that nothing has come. It is a temporary one: crypto/tls keeps
+// every other for ever.
+var errNothing net.Error = nothing{}
+
+type nothing struct{}
+
+func (nothing) Error() string   { return "nothing has come" }
+func (nothing) Timeout() bool   { return true }
+func (nothing) Temporary() bool { return true }
+
 // bareConn is a connection's descriptor, as crypto/tls wants it.
 type bareConn int
 
@@ -127,6 +144,8 @@ func (c bareConn) Read(p []byte) (int, error) {
 		switch {
 		case err == unix.EINTR:
 			continue
+		case err == unix.EAGAIN:
+			return 0, errNothing
 		case err != nil:
 			return 0, err
 		case n == 0:
