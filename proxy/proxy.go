@@ -48,14 +48,15 @@ type Proxy struct {
 	snaps    []*Snapshot      // that are held, the oldest first, snap the last
 	backends map[int]*backend // by row, those that snap names
 
-	conns   []*conn // by index
-	dirty   []*conn
-	starved []*conn       // waiting for memory: looked at with the next tick
-	shaking []*session    // handshakes that can go on
-	helpers chan struct{} // holds one for each job on another thread
-	plain   []byte        // what is put together for one record
-	clients int           // client connections open
-	streams int           // backend connections open
+	conns        []*conn // by index
+	dirty        []*conn
+	starved      []*conn       // waiting for memory: looked at with the next tick
+	shaking      []*session    // handshakes that can go on
+	shakingBytes int           // that handshakes under way have consumed
+	helpers      chan struct{} // holds one for each job on another thread
+	plain        []byte        // what is put together for one record
+	clients      int           // client connections open
+	streams      int           // backend connections open
 
 	freeClients   *client
 	freeStreams   *stream

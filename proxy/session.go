@@ -25,6 +25,7 @@ type session struct {
 	out    outQueue
 	pad    *loop.Buffer // the last records of out are in it, up to padEnd
 	padEnd int
+	taken  int // bytes of the peer's that a handshake under way has consumed
 
 	// Of a client's session, once it is up.
 	policy      *ListenerTLS
@@ -37,7 +38,7 @@ type session struct {
 	ended  bool // the peer's FIN came
 	closed bool // nothing more can be written: close_notify is queued, or the session failed
 	queued bool // in p.shaking
-	short  bool // records were lost for want of memory
+	short  bool // records were lost, or the handshake grew too long, for want of memory
 }
 
 // recordBytes is the most plain text that one record holds (RFC 8446 5.1).
@@ -61,6 +62,16 @@ func sealed(n int) int { return n + n/10 + 256 }
 // repliesHeld is the memory of records beyond which nothing more is read: a peer
 // that asks for key updates and does not read the answers has no more than that.
 const repliesHeld = 2 * loop.BodyBytes
+
+// crypto/tls keeps what came of a handshake's messages, up to 64 KiB of a client's
+// first one and 256 KiB of a certificate chain, on the heap, where the memory limit
+// does not reach. Handshakes under way may hold that part of the limit together;
+// beyond it, one that is longer than handshakeBytes fails. Clients' first messages
+// have 300 bytes to 2 KiB, chains of certificates seldom more than 8 KiB.
+const (
+	handshakeShare = 8
+	handshakeBytes = 8 << 10
+)
 
 // shakeTime is how much of a turn goes to handshakes when more of them wait,
 // and what one step more takes: a full handshake does most of its work, about
@@ -116,7 +127,24 @@ func (s *session) Received() []byte {
 	return s.in.front()
 }
 
-func (s *session) Consume(n int) { s.in.consume(n) }
+func (s *session) Consume(n int) {
+	s.in.consume(n)
+	if s.up {
+		return
+	}
+	s.taken += n
+	p := s.c.p
+	p.shakingBytes += n
+	if s.taken > handshakeBytes && p.shakingBytes > p.pool.Limit()/handshakeShare {
+		s.short = true
+	}
+}
+
+// forgetTaken is told that what the handshake has consumed is garbage.
+func (s *session) forgetTaken() {
+	s.c.p.shakingBytes -= s.taken
+	s.taken = 0
+}
 
 func (s *session) Ended() bool { return s.ended }
 
@@ -237,6 +265,7 @@ func (s *session) shake() {
 	switch {
 	case err == nil && !s.short:
 		s.up = true
+		s.forgetTaken()
 		c.progress = true
 		c.p.counters.Handshakes++
 		if c.isClient {
@@ -425,6 +454,7 @@ func (s *session) write(n int) error {
 func (s *session) drop() {
 	s.closed = true
 	s.tls.Abort() // may send an alert
+	s.forgetTaken()
 	s.in.drop()
 	s.out.drop()
 	s.dropPad()

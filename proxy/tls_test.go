@@ -198,6 +198,57 @@ func TestTLSVanishingClients(t *testing.T) {
 	})
 }
 
+// What is kept of handshakes that do not end is bounded: the long ones fail.
+func TestTLSLongHandshakes(t *testing.T) {
+	// One handshake message of 60,000 bytes, of which the last records are
+	// missing: types and lengths (RFC 8446 4 and 5.1), no content.
+	const record = 16 << 10
+	long := []byte{22, 3, 1, record >> 8, 0, 1, 0, 60000 >> 8, 60000 & 0xff}
+	long = append(long, make([]byte, record-4)...)
+	for range 2 {
+		long = append(long, 22, 3, 1, record>>8, 0)
+		long = append(long, make([]byte, record)...)
+	}
+	each(t, func(t *testing.T, engine string) {
+		server, client := serverTLS(t)
+		r := start(t, engine, to(serve(t, echo)), func(s *proxy.Snapshot) {
+			s.TLS = onListener(server)
+			s.Limits.Memory = 32 << 20
+		})
+		begin := func(n int) (conns []net.Conn) {
+			for range n {
+				conn, err := net.Dial("tcp", r.addr)
+				require.NoError(t, err)
+				conns = append(conns, conn)
+				_, _ = conn.Write(long) // one that is refused may be gone
+			}
+			return conns
+		}
+		ask := func() {
+			transport := &http.Transport{TLSClientConfig: client, DisableKeepAlives: true}
+			res, err := (&http.Client{Transport: transport}).Post("https://"+r.addr+"/", "text/plain", strings.NewReader("hello"))
+			require.NoError(t, err)
+			readAll(t, res)
+			require.Equal(t, 200, res.StatusCode)
+		}
+		conns := begin(120) // 5.8 MB, of which 4 MB are kept
+		require.Eventually(t, func() bool { return r.counted().HandshakesFailed > 0 }, patience, 10*time.Millisecond)
+		require.Less(t, int(r.counted().HandshakesFailed), 120)
+		ask()
+		for _, conn := range conns {
+			conn.Close()
+		}
+		require.Eventually(t, func() bool { return r.counted().Connections == 0 }, patience, 10*time.Millisecond)
+
+		failed := r.counted().HandshakesFailed
+		for _, conn := range begin(60) { // what the others held is given back
+			defer conn.Close()
+		}
+		ask()
+		require.Equal(t, failed, r.counted().HandshakesFailed)
+	})
+}
+
 // cutConn ends after a number of written bytes.
 type cutConn struct {
 	net.Conn
