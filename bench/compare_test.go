@@ -101,9 +101,9 @@ func TestCompareOptions(t *testing.T) {
 	require.Error(t, good.checkCompare([]string{"HEAD"}))
 
 	some := good
-	some.engines, some.load = []string{"epoll", "uring"}, "256 connections"
+	some.engines, some.load = []string{"epoll", "uring"}, "1000 connections"
 	require.NoError(t, some.checkCompare([]string{"a", "b"}))
-	require.Equal(t, `bin/bench compare --rounds=9 --seconds=3 --engine=epoll,uring --load="256 connections" a b`, some.compareLine())
+	require.Equal(t, `bin/bench compare --rounds=9 --seconds=3 --engine=epoll,uring --load="1000 connections" a b`, some.compareLine())
 	require.Len(t, some.compareLoads(), 1)
 	for _, engines := range [][]string{{"kqueue"}, {"epoll", "epoll"}} {
 		some.engines = engines

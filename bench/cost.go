@@ -144,7 +144,7 @@ func (b *bench) cost(ctx context.Context) error {
 	}
 	rounds, length := b.o.costPlan()
 	b.results.Costs = &Costs{Load: costLoad, Programs: l.programs,
-		Client: strings.Join(clientCommand("bin/bench", b.o.clientCPU, &costLoad, length, costLoad.url("ADDRESS", "")), " ")}
+		Client: strings.Join(clientCommand("bin/bench", "bench", b.o.clientCPU, &costLoad, length, costLoad.url("ADDRESS", "")), " ")}
 	return errors.Join(b.costRuns(ctx, l, ways, rounds, length), l.stop())
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,10 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
-	"slices"
 	"time"
-
-	"github.com/spf13/pflag"
 )
 
 // handshakesCommand runs this program as a client with TLS handshakes of a given
@@ -39,33 +35,14 @@ const keptPause = 20 * time.Millisecond
 // exchangeTimeout bounds a connection, from its begin to its end.
 const exchangeTimeout = 10 * time.Second
 
-// handshakesArguments are those of the client for a load.
-func handshakesArguments(kind string, connections int, length time.Duration, target string) []string {
-	return []string{handshakesCommand, "--kind=" + kind, fmt.Sprintf("--connections=%d", connections),
-		fmt.Sprintf("--seconds=%g", length.Seconds()), target}
-}
-
 // serveHandshakes is the client. It prints a Wrk as JSON.
 func serveHandshakes(args []string) error {
-	fs := pflag.NewFlagSet(handshakesCommand, pflag.ContinueOnError)
-	kind := fs.String("kind", handshakeFull, "")
-	connections := fs.Int("connections", 1, "")
-	seconds := fs.Float64("seconds", 1, "")
-	if err := fs.Parse(args); err != nil {
-		return err
-	}
-	target, err := url.Parse(fs.Arg(0))
-	if err != nil {
+	o := clientOptions{kind: handshakeFull}
+	if err := o.parse(handshakesCommand, args); err != nil {
 		return err
 	}
 	runtime.GOMAXPROCS(1) // it is pinned to one CPU
-	w, err := handshakes(*kind, *connections, time.Duration(*seconds*float64(time.Second)), target)
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(w)
-	fmt.Println(string(text))
-	return err
+	return printed(handshakes(o.kind, o.connections, o.length(), o.target))
 }
 
 // handshakes makes connections, as many at a time as told, until the time is
@@ -120,10 +97,7 @@ func handshakes(kind string, connections int, duration time.Duration, target *ur
 	if len(times) == 0 {
 		return w, fmt.Errorf("no handshake went well: %w", last)
 	}
-	slices.Sort(times)
-	w.Requests = int64(len(times))
-	w.Rate = float64(w.Requests) / time.Since(began).Seconds()
-	w.P50, w.P99 = times[len(times)/2], times[len(times)*99/100]
+	w.summarize(times, time.Since(began))
 	return w, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ import (
 type lineup struct {
 	o        *options
 	self     string    // this program's file
-	dir      string    // temporary: configurations, logs
+	dir      string    // temporary: configurations, logs, the certificate, wrk's script
 	backend  *server   // of all programs
 	command  []string  // the backend's
 	servers  []*server // the programs, with their addresses
@@ -27,16 +28,34 @@ type lineup struct {
 // their backend listens at backend.
 type chooser func(dir, backend string) ([]candidate, error)
 
-// everyone chooses all programs of the suite that work here.
+// everyone chooses all proxies of the suite that work here.
 func (b *bench) everyone(dir, backend string) ([]candidate, error) {
 	return candidates(b.o, &b.results.Build, dir, backend)
 }
 
+// everything chooses the floors too.
+func (b *bench) everything(dir, backend string) ([]candidate, error) {
+	list, err1 := b.everyone(dir, backend)
+	floors, err2 := floors(b.o, &b.results.Build, b.self, backend)
+	return append(list, floors...), errors.Join(err1, err2)
+}
+
 // lineUp starts the backend and the programs that are chosen, and waits until
-// all answer the loads that they can serve. After an error nothing is left
+// all answer the loads that they can serve. All loads reach the backend in the
+// same way: by TCP, or by its unix socket. After an error nothing is left
 // running.
 func (b *bench) lineUp(ctx context.Context, loads []Load, choose chooser) (*lineup, error) {
-	l := &lineup{o: b.o, self: b.self, dir: b.dir}
+	l := &lineup{o: b.o, self: b.self}
+	var err error
+	if l.dir, err = os.MkdirTemp(b.dir, ""); err != nil {
+		return nil, err
+	}
+	// The workers of nginx are nobody, and reach the backend's socket in it.
+	err = errors.Join(os.Chmod(b.dir, 0o711), os.Chmod(l.dir, 0o711),
+		writeCertificate(l.dir), os.WriteFile(filepath.Join(l.dir, scriptFile), script, 0o644))
+	if err != nil {
+		return nil, err
+	}
 	if err := l.start(ctx, loads, choose); err != nil {
 		return nil, errors.Join(err, l.stop())
 	}
@@ -48,12 +67,16 @@ func (l *lineup) start(ctx context.Context, loads []Load, choose chooser) error 
 	if err != nil {
 		return err
 	}
-	l.command = pinned(l.o.clientCPU, l.self, backendCommand, address)
+	socket := filepath.Join(l.dir, "backend.sock")
+	l.command = pinned(l.o.clientCPU, l.self, backendCommand, address, socket)
 	if l.backend, err = startServer(l.dir, backendCommand, address, l.command); err != nil {
 		return err
 	}
 	if err := l.backend.ready(ctx, loads); err != nil {
 		return err
+	}
+	if len(loads) > 0 && loads[0].Unix {
+		address = unixPrefix + socket
 	}
 	chosen, err := choose(l.dir, address)
 	if err != nil {
@@ -68,7 +91,8 @@ func (l *lineup) start(ctx context.Context, loads []Load, choose chooser) error 
 		}
 		l.servers = append(l.servers, s)
 		l.programs = append(l.programs, c.published(l.dir))
-		if err := s.ready(ctx, loads); err != nil {
+		asked := slices.DeleteFunc(slices.Clone(loads), func(load Load) bool { return !c.serves(&load) })
+		if err := s.ready(ctx, asked); err != nil {
 			return err
 		}
 	}
@@ -89,7 +113,7 @@ func (l *lineup) stop() error {
 
 // backendCommandText is the backend's command as the results show it.
 func (l *lineup) backendCommandText() string {
-	return strings.Replace(strings.Join(l.command, " "), l.self, "bin/bench", 1)
+	return strings.NewReplacer(l.self, "bin/bench", l.dir, "DIR").Replace(strings.Join(l.command, " "))
 }
 
 // sample reads the clocks of program i: those of all its processes, and the
@@ -117,7 +141,7 @@ func (l *lineup) run(ctx context.Context, load *Load, i int, length time.Duratio
 // made beside it.
 func (l *lineup) ask(ctx context.Context, load *Load, i int, length time.Duration) (w Wrk, beside int64, err error) {
 	url := load.url(l.servers[i].address, l.servers[i].secure)
-	command := clientCommand(l.self, l.o.clientCPU, load, length, url)
+	command := clientCommand(l.self, l.dir, l.o.clientCPU, load, length, url)
 	if load.Beside == 0 {
 		w, err = runClient(ctx, load, command, length)
 		return w, 0, err

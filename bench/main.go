@@ -110,7 +110,9 @@ func init() { runtime.LockOSThread() }
 // helpers are what this program does as a child of itself, by first argument.
 var helpers = map[string]func(args []string) error{
 	backendCommand:    serveBackend,
+	floorCommand:      serveFloor,
 	handshakesCommand: serveHandshakes,
+	tunnelsCommand:    serveTunnels,
 	openLoopCommand:   serveOpenLoop,
 	watchCommand:      serveWatch,
 	holdCommand:       serveHold,

@@ -13,7 +13,7 @@ import (
 type bench struct {
 	o       *options
 	self    string // this program's file
-	dir     string // temporary: configurations, logs, the certificate
+	dir     string // temporary: the certificate, and the lineups' folders
 	results *Results
 }
 

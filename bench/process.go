@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,7 +79,7 @@ func (s *server) ready(ctx context.Context, loads []Load) error {
 	for i := range loads {
 		var problem error
 		for s.secure != "" || !loads[i].TLS {
-			err := ask(ctx, loads[i].url(s.address, s.secure), loads[i].Bytes)
+			err := ask(ctx, &loads[i], loads[i].url(s.address, s.secure))
 			if err == nil {
 				break
 			}
@@ -97,10 +98,21 @@ func (s *server) ready(ctx context.Context, loads []Load) error {
 	return nil
 }
 
-// ask makes one request on a connection of its own, and wants a body of the
-// backend's.
-func ask(ctx context.Context, url string, bodyBytes int) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// ask makes one request of a load on a connection of its own, and wants a body
+// of the backend's; or one message, if the load is of tunnels.
+func ask(ctx context.Context, l *Load, target string) error {
+	if l.Tunnel {
+		u, err := url.Parse(target)
+		if err == nil {
+			_, err = tunnels(1, 0, u)
+		}
+		return err
+	}
+	method, body := http.MethodGet, io.Reader(nil)
+	if l.RequestBytes > 0 {
+		method, body = http.MethodPost, bytes.NewReader(backendBody(l.RequestBytes))
+	}
+	request, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
 		return err
 	}
@@ -111,14 +123,14 @@ func ask(ctx context.Context, url string, bodyBytes int) error {
 		return err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	got, err := io.ReadAll(response.Body)
 	switch {
 	case err != nil:
 		return err
 	case response.StatusCode != http.StatusOK:
-		return fmt.Errorf("%s: %s: %.200s", url, response.Status, body)
-	case !bytes.Equal(body, backendBody(bodyBytes)):
-		return fmt.Errorf("%s: %d bytes that are not the backend's %d", url, len(body), bodyBytes)
+		return fmt.Errorf("%s: %s: %.200s", target, response.Status, got)
+	case !bytes.Equal(got, backendBody(l.Bytes)):
+		return fmt.Errorf("%s: %d bytes that are not the backend's %d", target, len(got), l.Bytes)
 	}
 	return nil
 }

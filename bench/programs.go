@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -19,52 +18,6 @@ const (
 	reference   = "nginx"
 )
 
-// loads are all loads of a full run.
-var loads = []Load{
-	plain("100 B, 1 connection", 1, 100),
-	plain("100 B, 64 connections", 64, 100),
-	plain("100 B, 256 connections", 256, 100),
-	plain("16 KiB, 64 connections", 64, 16<<10),
-	secure("TLS, 100 B, 64 connections", 64, 100),
-	secure("TLS, 16 KiB, 64 connections", 64, 16<<10),
-	secure("TLS, 1 MiB, 16 connections", 16, 1<<20),
-	shaking("TLS, new handshake, X25519", handshakeFull),
-	shaking("TLS, new handshake, hybrid preferred", handshakeHybrid),
-	shaking("TLS, resumed handshake", handshakeResumed),
-	pausing("TLS, 100 B, 64 that pause", 0),
-	pausing("TLS, 100 B, 64 that pause, beside handshakes", handshakers),
-}
-
-// handshakers is the number of clients that make handshakes at a time.
-const handshakers = 32
-
-func plain(name string, connections, bytes int) Load {
-	return Load{Name: name, Connections: connections, Path: backendPath + strconv.Itoa(bytes), Bytes: bytes}
-}
-
-func secure(name string, connections, bytes int) Load {
-	l := plain(name, connections, bytes)
-	l.TLS = true
-	return l
-}
-
-func shaking(name, kind string) Load {
-	l := secure(name, handshakers, 100)
-	l.Handshake = kind
-	return l
-}
-
-func pausing(name string, beside int) Load {
-	l := secure(name, 64, 100)
-	l.Handshake, l.Beside = handshakeOnce, beside
-	return l
-}
-
-// selected are the loads that have text in their names.
-func selected(text string) []Load {
-	return slices.DeleteFunc(slices.Clone(loads), func(l Load) bool { return !strings.Contains(l.Name, text) })
-}
-
 // candidate is a program that can be started.
 type candidate struct {
 	Program
@@ -72,11 +25,14 @@ type candidate struct {
 	file string // where its configuration will stand
 }
 
+// unixPrefix stands before the path of a backend's socket.
+const unixPrefix = "unix:"
+
 // site is what a configuration is written for.
 type site struct {
 	address string // where the program will listen
 	secure  string // where it will listen for TLS
-	backend string // address of the backend
+	backend string // address of the backend, or unixPrefix and its path
 	dir     string // of its files, and the certificate's
 }
 
@@ -134,8 +90,10 @@ func newCandidate(o *options, name, file, backend string, config func(*site) str
 
 // start writes the configuration and starts the program.
 func (c *candidate) start(dir string) (*server, error) {
-	if err := os.WriteFile(c.file, []byte(c.Config), 0o644); err != nil {
-		return nil, err
+	if c.file != "" {
+		if err := os.WriteFile(c.file, []byte(c.Config), 0o644); err != nil {
+			return nil, err
+		}
 	}
 	s, err := startServer(dir, c.Name, c.address, c.Command)
 	if err == nil {
@@ -148,7 +106,10 @@ func (c *candidate) start(dir string) (*server, error) {
 func (c *candidate) published(dir string) Program {
 	p := c.Program
 	p.Config = strings.ReplaceAll(p.Config, dir, "DIR")
-	p.Command = strings.Split(strings.ReplaceAll(strings.Join(p.Command, "\x00"), dir, "DIR"), "\x00")
+	p.Command = slices.Clone(p.Command)
+	for i := range p.Command {
+		p.Command[i] = strings.ReplaceAll(p.Command[i], dir, "DIR")
+	}
 	return p
 }
 
@@ -174,7 +135,7 @@ func cupConfig(s *site) string {
 // in puts the site into a configuration.
 func (s *site) in(text string) string {
 	return strings.NewReplacer("ADDRESS", s.address, "SECURE", s.secure, "BACKEND", s.backend, "DIR", s.dir,
-		"CERTIFICATE", certificateFile, "KEY", keyFile, "BOTH", bothFile, "SUITE", suite).Replace(text)
+		"CERTIFICATE", certificateFile, "KEY", keyFile, "BOTH", bothFile, "SUITE", suite, "ECHO", backendEcho).Replace(text)
 }
 
 func nginxCommand(file string) []string {
@@ -186,7 +147,7 @@ func nginxCommand(file string) []string {
 func nginxConfig(s *site) string {
 	return s.in(`daemon off;
 worker_processes 1;
-worker_rlimit_nofile 8192;
+worker_rlimit_nofile 16384;
 pid DIR/nginx.pid;
 error_log stderr warn;
 events {
@@ -195,6 +156,7 @@ events {
 }
 http {
     access_log off;
+    client_max_body_size 16m;
     client_body_temp_path DIR/client_body;
     proxy_temp_path DIR/proxy;
     fastcgi_temp_path DIR/fastcgi;
@@ -203,7 +165,7 @@ http {
     keepalive_requests 1000000000;
     upstream backend {
         server BACKEND;
-        keepalive 512;
+        keepalive 1024;
         keepalive_requests 1000000000;
     }
     server {
@@ -217,6 +179,7 @@ http {
         location / {
             proxy_pass http://backend;
             proxy_http_version 1.1;
+            proxy_request_buffering off;
             proxy_buffer_size 32k;
             proxy_buffers 8 32k;
             proxy_busy_buffers_size 64k;
@@ -227,6 +190,13 @@ http {
             proxy_set_header X-Forwarded-Host $http_host;
             proxy_set_header Via "1.1 nginx";
             add_header Via "1.1 nginx";
+        }
+        location = ECHO {
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "upgrade";
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Host $http_host;
         }
     }
 }
@@ -240,7 +210,7 @@ func haproxyCommand(file string) []string {
 // haproxyConfig is tuned as haproxy's documentation advises, and adds the same
 // header fields. Its buffers hold a head with 16 KiB of body.
 func haproxyConfig(s *site) string {
-	return s.in(`global
+	return strings.ReplaceAll(s.in(`global
     nbthread 1
     maxconn 4096
     tune.bufsize 32768
@@ -253,6 +223,7 @@ defaults
     timeout connect 10s
     timeout client 60s
     timeout server 60s
+    timeout tunnel 60s
     http-reuse always
 frontend clients
     bind ADDRESS backlog 4096
@@ -266,7 +237,7 @@ frontend clients
     default_backend all
 backend all
     server backend BACKEND
-`)
+`), unixPrefix, "unix@")
 }
 
 // tool is a program that bench does not build, with its Debian package.

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ func TestCandidates(t *testing.T) {
 	require.NoError(t, writeCertificate(dir))
 	list, err := candidates(&options{proxyCPU: 3, cup: "bin/cloud-cup"}, build, dir, "127.0.0.1:9")
 	require.NoError(t, err)
-	require.Len(t, list, 4)
+	require.Len(t, list, closedPrograms)
 	for i := range list {
 		c := &list[i]
 		require.Equal(t, []string{"taskset", "--cpu-list", "3"}, c.Command[:3])
@@ -33,6 +34,37 @@ func TestCandidates(t *testing.T) {
 			require.Equal(t, 1, parsed.Workers)
 		}
 	}
+}
+
+func TestFloorCandidates(t *testing.T) {
+	both := &Build{CheckIO: "uring  yes: tier A\nepoll  yes: edge-triggered"}
+	list, err := floors(&options{}, both, "bin/bench", "127.0.0.1:9")
+	require.NoError(t, err)
+	require.Len(t, list, closedFloors)
+	for i := range list {
+		c := &list[i]
+		require.Equal(t, []string{"bin/bench", "floor", strings.TrimPrefix(c.Name, "floor "), c.address, "127.0.0.1:9"}, c.Command[3:])
+		require.True(t, c.serves(&loads[0]))
+		require.False(t, c.serves(&Load{TLS: true}))
+	}
+	list, err = floors(&options{}, &Build{CheckIO: "uring  no: no\nepoll  yes: edge-triggered"}, "bin/bench", "127.0.0.1:9")
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	list, err = floors(&options{}, both, "bin/bench", unixPrefix+"/s")
+	require.NoError(t, err)
+	require.Empty(t, list)
+}
+
+// Of unix sockets each has its own spelling, and floors know none.
+func TestCandidatesOverUnix(t *testing.T) {
+	build := &Build{CheckIO: "uring  yes: tier A\nepoll  yes: edge-triggered"}
+	list, err := candidates(&options{cup: "bin/cloud-cup"}, build, "/d", unixPrefix+"/d/s")
+	require.NoError(t, err)
+	var spelled []string
+	for i := range list {
+		spelled = append(spelled, list[i].Name+" "+regexp.MustCompile(`unix.*/d/s`).FindString(list[i].Config))
+	}
+	require.Equal(t, []string{nameRing + " unix:/d/s", nameEpoll + " unix:/d/s", reference + " unix:/d/s", nameHAProxy + " unix@/d/s"}, spelled)
 }
 
 // The committed tables are those of the newest committed results: without

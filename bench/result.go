@@ -74,6 +74,13 @@ type Load struct {
 	// Handshake is the kind of TLS handshakes that a client of ours makes;
 	// empty if the client is wrk, which keeps its connections.
 	Handshake string `json:"handshake,omitempty"`
+	// RequestBytes is the body of each request; 0 for GET.
+	RequestBytes int  `json:"request_bytes,omitempty"`
+	Close        bool `json:"close,omitempty"`    // a connection for each request
+	Pipeline     int  `json:"pipeline,omitempty"` // requests that are sent at a time; 0 is one
+	Tunnel       bool `json:"tunnel,omitempty"`   // WebSocket; a request is a message and its echo
+	Unix         bool `json:"unix,omitempty"`     // the proxies reach the backend by a unix socket
+	Floors       bool `json:"floors,omitempty"`   // programs that do not look at bytes take part
 	// Beside is the number of clients that make a full handshake after the
 	// other at the same time, at the lowest priority.
 	Beside int `json:"handshakes_beside,omitempty"`
@@ -91,7 +98,8 @@ func (l *Load) url(address, secure string) string {
 type Program struct {
 	Name    string   `json:"name"`
 	Ours    bool     `json:"ours"`
-	Command []string `json:"command"` // DIR stands for a temporary folder
+	Floor   bool     `json:"floor,omitempty"` // forwards bytes without looking at them
+	Command []string `json:"command"`         // DIR stands for a temporary folder
 	Config  string   `json:"config"`
 }
 

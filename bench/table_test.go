@@ -27,9 +27,9 @@ func someResults() *Results {
 		Clients:  []string{"taskset --cpu-list 1 wrk http://ADDRESS/bytes/100"},
 		Loads:    loads[:2],
 		Programs: []Program{
-			{nameRing, true, []string{"cloud-cup", "DIR/uring.json"}, "{}\n"},
-			{nameEpoll, true, []string{"cloud-cup", "DIR/epoll.json"}, "{}\n"},
-			{reference, false, []string{"nginx", "-c", "DIR/nginx.conf"}, "daemon off;\n"},
+			{nameRing, true, false, []string{"cloud-cup", "DIR/uring.json"}, "{}\n"},
+			{nameEpoll, true, false, []string{"cloud-cup", "DIR/epoll.json"}, "{}\n"},
+			{reference, false, false, []string{"nginx", "-c", "DIR/nginx.conf"}, "daemon off;\n"},
 		},
 	}
 	base := map[string]int64{nameRing: 80, nameEpoll: 101, reference: 100}

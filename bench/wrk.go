@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"fmt"
 	"math"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -13,27 +15,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// scriptFile is wrk's for the loads that need one.
+const scriptFile = "wrk.lua"
+
+//go:embed wrk.lua
+var script []byte
+
 // clientCommand is the client of a load: one thread, pinned. self is the file of
-// this program.
-func clientCommand(self string, cpu int, l *Load, length time.Duration, url string) []string {
-	if l.Handshake != "" {
-		return pinned(cpu, self, handshakesArguments(l.Handshake, l.Connections, length, url)...)
+// this program, dir the folder of scriptFile.
+func clientCommand(self, dir string, cpu int, l *Load, length time.Duration, url string) []string {
+	switch {
+	case l.Handshake != "":
+		return pinned(cpu, self, clientArguments(handshakesCommand, l.Handshake, l.Connections, length, url)...)
+	case l.Tunnel:
+		return pinned(cpu, self, clientArguments(tunnelsCommand, "", l.Connections, length, url)...)
 	}
-	return pinned(cpu, "wrk", "--threads=1", "--latency",
-		fmt.Sprintf("--connections=%d", l.Connections), fmt.Sprintf("--duration=%.0fs", math.Ceil(length.Seconds())),
-		url)
+	command := pinned(cpu, "wrk", "--threads=1", "--latency",
+		fmt.Sprintf("--connections=%d", l.Connections), fmt.Sprintf("--duration=%.0fs", math.Ceil(length.Seconds())))
+	switch {
+	case l.Close:
+		return append(command, "--header=Connection: close", url)
+	case l.RequestBytes > 0:
+		return append(command, "--script="+filepath.Join(dir, scriptFile), url, "post", strconv.Itoa(l.RequestBytes))
+	case l.Pipeline > 0:
+		return append(command, "--script="+filepath.Join(dir, scriptFile), url, "pipeline", strconv.Itoa(l.Pipeline))
+	}
+	return append(command, url)
 }
 
 // besideCommand is the client that makes handshakes beside a load. Only what
 // that leaves of the CPU is its own: it would else delay the client whose
 // latencies count.
 func besideCommand(self string, cpu int, l *Load, length time.Duration, url string) []string {
-	return append([]string{"chrt", "--idle", "0"}, pinned(cpu, self, handshakesArguments(handshakeFull, l.Beside, length, url)...)...)
+	return append([]string{"chrt", "--idle", "0"}, pinned(cpu, self, clientArguments(handshakesCommand, handshakeFull, l.Beside, length, url)...)...)
 }
 
 // runClient runs the client of a load.
 func runClient(ctx context.Context, l *Load, command []string, length time.Duration) (Wrk, error) {
-	if l.Handshake != "" {
+	if l.Handshake != "" || l.Tunnel {
 		finish, err := startClient[Wrk](ctx, command)
 		if err != nil {
 			return Wrk{}, err
