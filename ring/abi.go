@@ -33,12 +33,14 @@ const (
 	recvPollFirst = 1 << 0 // IORING_RECVSEND_POLL_FIRST, Linux 5.19
 	recvMultishot = 1 << 1 // IORING_RECV_MULTISHOT, Linux 6.0
 
+	acceptPollFirst = 1 << 2 // IORING_ACCEPT_POLL_FIRST, Linux 6.10
+
 	cancelAll = 1 << 0 // IORING_ASYNC_CANCEL_ALL, Linux 5.19
 	cancelAny = 1 << 2 // IORING_ASYNC_CANCEL_ANY, Linux 5.19
 
 	cqeBuffer      = 1 << 0 // IORING_CQE_F_BUFFER
 	cqeMore        = 1 << 1 // IORING_CQE_F_MORE
-	cqeNonEmpty    = 1 << 2 // IORING_CQE_F_SOCK_NONEMPTY, Linux 5.19
+	cqeNonEmpty    = 1 << 2 // IORING_CQE_F_SOCK_NONEMPTY, Linux 5.19; of accepts 6.10
 	cqeBufferShift = 16     // IORING_CQE_BUFFER_SHIFT
 
 	sqCQOverflow = 1 << 1 // IORING_SQ_CQ_OVERFLOW

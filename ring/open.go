@@ -190,6 +190,7 @@ func (e *engine) steps() []step {
 		{"io_uring_register to enable the ring", "5.10", e.u.enable},
 		{"io_uring_enter", "5.11", e.probeEnter},
 		{"io_uring receive", "5.19", e.probeReceive},
+		{"io_uring accept", "5.19", e.probeAccept},
 		{"eventfd", "2.6.27", func() (errno syscall.Errno) {
 			e.wakeFD, errno = sys.EventFD(false)
 			return errno
@@ -292,6 +293,30 @@ func (e *engine) probeReceive() syscall.Errno {
 		return syscall.Errno(-res)
 	case flags&cqeBuffer == 0 || string(e.u.scratch.probe[:res]) != text:
 		return syscall.EINVAL
+	}
+	return 0
+}
+
+// probeAccept finds out whether an accept can be told to wait before it looks,
+// with an accept that names no descriptor: a kernel which does not know the flag
+// says so first.
+func (e *engine) probeAccept() syscall.Errno {
+	s, _ := e.u.next()
+	s.PrepOperation(abi.IORING_OP_ACCEPT, -1, 0, 0, 0)
+	if e.tier.tier == TierBest {
+		s.SetIoprio(acceptPollFirst)
+	}
+	s.SetUserData(userData(kindProbe, 0, 0))
+	res, _, errno := e.probed()
+	if errno != 0 {
+		return errno
+	}
+	switch _, errno = split(res); errno {
+	case syscall.EBADF:
+		e.pollAccept = e.tier.tier == TierBest
+	case syscall.EINVAL: // Linux before 6.10
+	default:
+		return errno
 	}
 	return 0
 }

@@ -68,7 +68,7 @@ const inFlight = 1
 type desc struct {
 	age      uint32
 	attached bool
-	drained  bool // the last receive took all there was
+	drained  bool // the last receive, or accept, took all there was
 	starved  bool // recv waits in a group for buffers
 	unsure   bool // in engine.unsure
 	ended    bool // receiving was shut down: recv ends, whatever the kernel says
@@ -97,12 +97,14 @@ const acceptsMapped = 56
 
 // engine implements loop.Engine.
 type engine struct {
-	u      *uring
-	pool   *loop.Pool
-	tier   tier
-	multi  bool // receives end by themselves after MultiBytes
-	groups [2]group
-	err    error // final
+	u     *uring
+	pool  *loop.Pool
+	tier  tier
+	multi bool // receives end by themselves after MultiBytes
+	// Accepts can be told to wait before they look.
+	pollAccept bool
+	groups     [2]group
+	err        error // final
 
 	descs      []desc
 	slots      []acceptSlot
@@ -340,9 +342,15 @@ func (e *engine) armAccept(op *loop.Op, d *desc) {
 	e.startAccept(slot, i)
 }
 
-// startAccept hands over the accept of slot number i - 1.
+// startAccept hands over the accept of slot number i - 1. The kernel makes the
+// new socket and its file before it looks whether there is a connection, and
+// throws them away if there is none. So if the last accept emptied the queue, it
+// is told to wait first (IORING_ACCEPT_POLL_FIRST).
 func (e *engine) startAccept(slot *acceptSlot, i int32) {
 	s, _ := e.entry()
+	if e.pollAccept && e.descs[slot.fd].drained {
+		s.SetIoprio(acceptPollFirst)
+	}
 	slot.area.length = sys.SockaddrBytes
 	s.PrepOperation(abi.IORING_OP_ACCEPT, slot.fd, slot.area.addrAddress(), 0, slot.area.lengthAddress())
 	s.SetOpFlags(unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC)
@@ -688,7 +696,7 @@ func (e *engine) reap(deliver func(*loop.Op)) {
 		case kindConnect:
 			e.connected(index, age, res, deliver)
 		case kindAccept:
-			e.accepted(index, age, res, deliver)
+			e.accepted(index, age, res, flags, deliver)
 		case kindWake:
 			e.held--
 			e.woke(res)
@@ -847,7 +855,7 @@ func (e *engine) connected(fd int32, age uint32, res int32, deliver func(*loop.O
 	e.finish(op, deliver)
 }
 
-func (e *engine) accepted(index int32, age uint32, res int32, deliver func(*loop.Op)) {
+func (e *engine) accepted(index int32, age uint32, res int32, flags uint32, deliver func(*loop.Op)) {
 	e.held--
 	slot := &e.slots[index]
 	if slot.age&ageMask != age || slot.op == nil {
@@ -863,6 +871,7 @@ func (e *engine) accepted(index int32, age uint32, res int32, deliver func(*loop
 		errno = syscall.ECANCELED
 	}
 	d := &e.descs[slot.fd]
+	d.drained = flags&cqeNonEmpty == 0
 	if errno == 0 && d.acceptFirst != index+1 {
 		e.serveFirst(d, slot)
 	}

@@ -426,6 +426,57 @@ func TestAcceptOrder(t *testing.T) {
 	})
 }
 
+// An accept that is told to wait before it looks, because the last one emptied
+// the queue, misses no connection that came before it was submitted.
+func TestAcceptLate(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 1<<20)
+		l, to := r.listen()
+		first := &loop.Op{Code: loop.Accept, FD: l}
+		r.Submit(first)
+		r.quiet()
+		for range 3 {
+			var connects [3]loop.Op
+			for i := range connects {
+				connects[i] = loop.Op{Code: loop.Connect, Peer: to}
+				r.Submit(&connects[i])
+			}
+			for left := len(connects); left > 0; {
+				op := r.next()
+				require.Zero(t, op.Err)
+				if op.Code == loop.Accept { // the one that was in flight
+					r.CloseFD(int32(op.N))
+				} else {
+					left--
+				}
+			}
+			for first.InFlight() {
+				require.Equal(t, first, r.next())
+				r.CloseFD(int32(first.N))
+			}
+			// Two wait in the queue, and the next accepts find them.
+			for left := len(connects) - 2; left >= 0; left-- {
+				r.Submit(first)
+				require.Equal(t, first, r.next())
+				require.Zero(t, first.Err)
+				r.CloseFD(int32(first.N))
+				if r.pollAccept {
+					require.Equal(t, left == 0, r.at(l).drained)
+				}
+			}
+			for i := range connects {
+				r.CloseFD(connects[i].FD)
+			}
+			r.Submit(first) // waits from now on
+			r.quiet()
+		}
+		r.Cancel(first)
+		require.Equal(t, first, r.next())
+		require.Equal(t, syscall.ECANCELED, first.Err)
+		r.CloseFD(l)
+	})
+}
+
 func seq(from, to int) (s []int) {
 	for i := from; i < to; i++ {
 		s = append(s, i)

@@ -95,24 +95,32 @@ func surveySteps(pool *loop.Pool) []Finding {
 		errno = s.do()
 		list = append(list, found(s.text, s.since, errno))
 	}
-	series := Finding{Name: "multishot receive with a byte total", Since: "6.18"}
-	if errno == 0 {
-		series = found(series.Name, series.Since, seriesErrno(e))
+	more := e.optional()
+	if errno != 0 {
+		for i, f := range more {
+			more[i] = Finding{Name: f.Name, Since: f.Since}
+		}
 	}
 	if made {
 		if err := e.free(); err != nil {
-			series.Cause = err.Error() // memory stays mapped
+			more[0].Cause = err.Error() // memory stays mapped
 		}
 	}
-	return append(list, series)
+	return append(list, more...)
 }
 
-// seriesErrno is 0 if the probe of receives found that a series ends by itself.
-func seriesErrno(e *engine) syscall.Errno {
-	if e.multi {
-		return 0
+// optional is what the steps found that the engine uses where it is.
+func (e *engine) optional() []Finding {
+	answer := func(has bool) syscall.Errno {
+		if has {
+			return 0
+		}
+		return syscall.EINVAL
 	}
-	return syscall.EINVAL
+	return []Finding{
+		found("multishot receive with a byte total", "6.18", answer(e.multi)),
+		found("accept that waits before it looks", "6.10", answer(e.pollAccept)),
+	}
 }
 
 // surveyTiers opens an engine as each tier would be, with as much locked memory

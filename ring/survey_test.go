@@ -49,6 +49,7 @@ func TestSurveyAgreesWithOpen(t *testing.T) {
 	require.True(t, best.Has(), "%+v", list)
 	series := byName["multishot receive with a byte total"]
 	require.Equal(t, e.multi, series.Has())
+	require.Equal(t, e.pollAccept, byName["accept that waits before it looks"].Has())
 	require.True(t, byName["io_uring_setup"].Has())
 }
 
