@@ -239,9 +239,9 @@ func (c *conn) dropPad() {
 
 // sent takes the result of c.send.
 func (c *conn) sent(op *loop.Op) {
+	clear(c.send.Vecs) // those of the batch that it took
 	c.p.putBatch(c.batch)
-	c.batch = nil
-	c.send.Vecs = nil
+	c.batch, c.send.Vecs = nil, nil
 	if op.Err == 0 && c.tls != nil {
 		c.progress = true
 		c.tls.out.sent(op.N)

@@ -528,7 +528,7 @@ func (p *Proxy) takeBatch() *batch {
 	return b
 }
 
+// putBatch takes back a batch whose vectors are cleared.
 func (p *Proxy) putBatch(b *batch) {
-	clear(b.vecs[:])
 	b.next, p.freeBatches = p.freeBatches, b
 }
