@@ -42,20 +42,20 @@ type desc struct {
 	age uint32 // of the number: events carry it, those of an older age are dropped
 
 	attached bool
-	shared   bool // other processes may hold the socket too: close does not end its registration
-	readable bool // believed: the next receive or accept is worth its call
-	writable bool // believed: the next send is worth its call
-	hangup   bool // the peer's end, or an error, was seen: edges for it are spent
-	queued   bool // in engine.ready
-	starved  bool // in engine.starved
+	shared   bool       // other processes may hold the socket too: close does not end its registration
+	readable bool       // believed: the next receive or accept is worth its call
+	writable bool       // believed: the next send is worth its call
+	hangup   bool       // the peer's end, or an error, was seen: edges for it are spent
+	queued   bool       // in engine.ready
+	starved  bool       // in engine.starved
+	recvSize loop.Class // of recv
 
-	busy     int // Ops in flight
-	multi    int // bytes delivered in this RecvMulti series
-	recv     *loop.Op
-	send     *loop.Op
-	connect  *loop.Op
-	accepts  queue[*loop.Op] // those that wait
-	recvSize loop.Class      // of recv
+	busy    int // Ops in flight
+	multi   int // bytes delivered in this RecvMulti series
+	recv    *loop.Op
+	send    *loop.Op
+	connect *loop.Op
+	accepts queue[*loop.Op] // those that wait
 }
 
 // engine implements loop.Engine.
@@ -238,6 +238,7 @@ func (e *engine) Submit(op *loop.Op) {
 	switch op.Code {
 	case loop.Accept:
 		e.begin(op, d)
+		op.Addr = netip.AddrPort{}
 		d.accepts.push(op)
 		if d.readable {
 			e.queue(d)
@@ -275,7 +276,7 @@ func (e *engine) Submit(op *loop.Op) {
 // connect without a socket.
 func (e *engine) begin(op *loop.Op, d *desc) {
 	op.Engine = opWaiting
-	op.N, op.Err, op.More, op.Buf, op.Addr = 0, 0, false, nil, netip.AddrPort{}
+	op.N, op.Err, op.More, op.Buf = 0, 0, false, nil
 	e.stats.InFlight++
 	if d != nil {
 		d.busy++
