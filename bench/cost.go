@@ -19,7 +19,7 @@ const partCost = "cost"
 // Runs of this part are short and many: what is switched on costs little, and is
 // compared with the same program without it in the same round.
 const (
-	costRounds   = 15
+	costRounds   = 11
 	costLength   = 500 * time.Millisecond
 	costLogWait  = 3 * time.Second // for the first lines to be in the file
 	costRead     = 1 << 20         // of a log at a time

@@ -22,7 +22,7 @@ const strikeEvery = time.Second
 // Failure runs of a full run, which has failureRounds of them.
 const (
 	failureRounds = 3
-	failureLength = 4 * time.Second
+	failureLength = 2500 * time.Millisecond
 	// failureShortest lets something go wrong once.
 	failureShortest = strikeEvery * 7 / 10
 	// followWait is how long a program may take to follow the last strike.

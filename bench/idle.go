@@ -37,7 +37,7 @@ func (o *options) idleRest() time.Duration {
 }
 
 // idleRounds of a full run: memory hardly differs from one to the next.
-const idleRounds = 2
+const idleRounds = 1
 
 // Idle is what connections that rest cost.
 type Idle struct {
@@ -138,7 +138,7 @@ func (o *options) idleRoundsOf() int {
 
 func idleDuration(o *options) time.Duration {
 	plain, secure := o.idleCounts(1 << 20)
-	const connect, handshake = 150 * time.Microsecond, 900 * time.Microsecond
+	const connect, handshake = 150 * time.Microsecond, 1800 * time.Microsecond
 	one := func(n int, each time.Duration) time.Duration {
 		return 300*time.Millisecond + 2*o.idleRest() + time.Duration(n)*each
 	}
