@@ -30,7 +30,7 @@ const watchCommand = "watch"
 const (
 	watchKept   = 48 // connections that are kept
 	watchFresh  = 16 // that are opened for each request
-	watchPause  = 10 * time.Millisecond
+	watchPause  = 20 * time.Millisecond
 	watchBytes  = 16 << 10 // of a response's body
 	watchWithin = 5 * time.Second
 )
