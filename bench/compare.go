@@ -235,7 +235,7 @@ func comparison(r *Results, engines []string) string {
 	for _, engine := range engines {
 		before, now := oldName(engine), newName(engine)
 		for _, l := range r.Loads {
-			ratios := r.cpuRatios(l.Name, before, now)
+			ratios := r.ratios(l.Name, now, before, cpuPerRequest.of)
 			var values []float64
 			for round, ratio := range ratios {
 				byRound[round] = append(byRound[round], ratio)
@@ -269,24 +269,11 @@ func (b *Build) title() string {
 	return fmt.Sprintf("%s, %s, sha256 %.12s", commit, b.Go, b.SHA256)
 }
 
-// cpuRatios are the ratios of CPU time per request by round, of the rounds
-// where both runs are good.
-func (r *Results) cpuRatios(load, before, now string) map[int]float64 {
-	ratios := map[int]float64{}
-	old := r.find(load, before)
-	for round, run := range r.find(load, now) {
-		if other := old[round]; other != nil && other.ProxyNS > 0 {
-			ratios[round] = cpuPerRequest.of(run) / cpuPerRequest.of(other)
-		}
-	}
-	return ratios
-}
-
 // intervalText is two cells of a table.
 func intervalText(values []float64) string {
 	if len(values) == 0 {
 		return "-\t-"
 	}
-	low, high := bootstrap(values)
-	return fmt.Sprintf("%.3f\t%.3f-%.3f", spreadOf(values).median, low, high)
+	s := spreadOf(values)
+	return fmt.Sprintf("%.3f\t%.3f-%.3f", s.median, s.low, s.high)
 }

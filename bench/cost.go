@@ -258,7 +258,7 @@ func (r *Results) writeCosts(w *strings.Builder) {
 			continue
 		}
 		var ratios []float64
-		for _, ratio := range all.cpuRatios(c.Load.Name, of, p.Name) {
+		for _, ratio := range all.ratios(c.Load.Name, p.Name, of, cpuPerRequest.of) {
 			ratios = append(ratios, ratio)
 		}
 		logged := "-"

@@ -37,6 +37,7 @@ var parts = []part{
 	{partCost, costDuration, (*bench).cost, (*Results).writeCosts, (*Results).costFailures},
 	{partIdle, idleDuration, (*bench).idle, (*Results).writeIdle, (*Results).idleFailures},
 	{partScaling, scalingDuration, (*bench).scaling, (*Results).writeScaling, (*Results).scalingFailures},
+	{partBackend, backendDuration, (*bench).backendCost, (*Results).writeBackendCost, (*Results).backendFailures},
 	{partProfile, profileDuration, (*bench).profile, (*Results).writeProfiles, (*Results).profileFailures},
 }
 

@@ -33,12 +33,13 @@ type Results struct {
 	Programs []Program `json:"programs"`
 	Runs     []Run     `json:"runs"` // in the order in which they were made
 	// Every other part has a field of its own, absent if it did not run.
-	Open     *OpenResults `json:"open_loop,omitempty"`
-	Failures *Failures    `json:"failures,omitempty"`
-	Costs    *Costs       `json:"costs,omitempty"`
-	Idle     *Idle        `json:"idle,omitempty"`
-	Scaling  *Scaling     `json:"scaling,omitempty"`
-	Profiles *Profiles    `json:"profiles,omitempty"`
+	BackendCost *BackendCost `json:"backend_cost,omitempty"`
+	Open        *OpenResults `json:"open_loop,omitempty"`
+	Failures    *Failures    `json:"failures,omitempty"`
+	Costs       *Costs       `json:"costs,omitempty"`
+	Idle        *Idle        `json:"idle,omitempty"`
+	Scaling     *Scaling     `json:"scaling,omitempty"`
+	Profiles    *Profiles    `json:"profiles,omitempty"`
 }
 
 // Machine is where the runs were made.

@@ -9,21 +9,28 @@ import (
 // resamples and resampleSeed make the interval of a median: the same runs always
 // have the same one.
 const (
-	resamples    = 10000
+	resamples    = 2000
 	resampleSeed = 1
 	confidence   = 0.95
 )
 
-// spread is the median of a run's figures with their least and largest.
+// spread is the median of a run's figures with the interval that bootstrap gives
+// it.
 type spread struct{ median, low, high float64 }
 
 func spreadOf(values []float64) spread {
 	if len(values) == 0 {
 		return spread{math.NaN(), math.NaN(), math.NaN()}
 	}
-	s := slices.Sorted(slices.Values(values))
-	n := len(s)
-	return spread{(s[(n-1)/2] + s[n/2]) / 2, s[0], s[n-1]}
+	low, high := bootstrap(values)
+	return spread{medianOf(slices.Clone(values)), low, high}
+}
+
+// medianOf sorts the values.
+func medianOf(values []float64) float64 {
+	slices.Sort(values)
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
 func geometricMean(values []float64) float64 {
@@ -46,7 +53,7 @@ func bootstrap(values []float64) (low, high float64) {
 		for k := range sample {
 			sample[k] = values[rng.IntN(len(values))]
 		}
-		medians[i] = spreadOf(sample).median
+		medians[i] = medianOf(sample)
 	}
 	slices.Sort(medians)
 	cut := int(resamples * (1 - confidence) / 2)

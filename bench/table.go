@@ -72,23 +72,30 @@ func (r *Results) figures(load, program string, f func(*Run) float64) spread {
 	return spreadOf(values)
 }
 
-// ratio is the spread of the ratios within each round of one program's figure
-// to another's.
-func (r *Results) ratio(load, program, to string, f func(*Run) float64) spread {
-	var values []float64
+// ratios are those of one program's figure to another's, by round.
+func (r *Results) ratios(load, program, to string, f func(*Run) float64) map[int]float64 {
+	list := map[int]float64{}
 	others := r.find(load, to)
 	for round, run := range r.find(load, program) {
 		if other := others[round]; other != nil && f(other) != 0 {
-			values = append(values, f(run)/f(other))
+			list[round] = f(run) / f(other)
 		}
 	}
-	return spreadOf(values)
+	return list
+}
+
+func values(byRound map[int]float64) []float64 { return slices.Collect(maps.Values(byRound)) }
+
+// ratio is the spread of the ratios within each round.
+func (r *Results) ratio(load, program, to string, f func(*Run) float64) spread {
+	return spreadOf(values(r.ratios(load, program, to, f)))
 }
 
 // tables is everything that is generated. path is where the raw results are.
 func tables(r *Results, path string) string {
 	var w strings.Builder
 	r.writeFacts(&w, path)
+	r.writeTargets(&w)
 	for i := range parts {
 		parts[i].write(r, &w)
 	}
@@ -136,28 +143,46 @@ func (r *Results) writeFacts(w *strings.Builder, path string) {
 			fmt.Fprintf(w, "- Engine: %s\n", strings.Join(f, " "))
 		}
 	}
-	fmt.Fprintf(w, "\nEvery figure is the median of %s of %g s, with the least and the largest in parentheses.\n",
-		plural(r.Rounds, "round"), r.Seconds)
+	fmt.Fprintf(w, "\nEvery figure is the median of %s of %g s, with its %.0f %% interval (bootstrap) in parentheses.\n",
+		plural(r.Rounds, "round"), r.Seconds, 100*confidence)
+}
+
+// columns are the programs of the tables of CPU time, with their titles.
+var columns = [][2]string{
+	{reference, "nginx"}, {nameHAProxy, "haproxy"}, {nameRing, "uring"}, {nameEpoll, "epoll"}, {floorRing, "floor uring"}, {floorEpoll, "floor epoll"},
 }
 
 func (r *Results) writeRatios(w *strings.Builder) {
-	fmt.Fprintf(w, "\n### CPU time per request\n\n")
-	fmt.Fprintf(w, "Of all processes of the proxy. The last four columns are ratios within a round; below 1 the first one costs less.\n\n")
-	fmt.Fprintf(w, "| load | nginx, us | haproxy, us | uring, us | epoll, us | haproxy to nginx | uring to nginx | epoll to nginx | uring to epoll |\n"+
-		"|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "\n### CPU time per request\n\nOf all processes of the proxy, in microseconds.\n\n| load |")
+	for _, c := range columns {
+		fmt.Fprintf(w, " %s |", c[1])
+	}
+	fmt.Fprintf(w, "\n|---|%s\n", strings.Repeat("---|", len(columns)))
 	f := cpuPerRequest.of
 	for _, l := range r.Loads {
 		if l.Beside > 0 {
 			continue // the time has more than the requests in it
 		}
-		fmt.Fprintf(w, "| %s ", l.Name)
-		for _, name := range []string{reference, nameHAProxy, nameRing, nameEpoll} {
-			fmt.Fprintf(w, "| %s ", micros(r.figures(l.Name, name, f)))
+		fmt.Fprintf(w, "| %s |", l.Name)
+		for _, c := range columns {
+			fmt.Fprintf(w, " %s |", micros(r.figures(l.Name, c[0], f)))
 		}
-		for _, of := range [][2]string{{nameHAProxy, reference}, {nameRing, reference}, {nameEpoll, reference}, {nameRing, nameEpoll}} {
-			fmt.Fprintf(w, "| %s ", ratioText(r.ratio(l.Name, of[0], of[1], f)))
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "\nThe same as ratios within a round; below 1 the first one costs less.\n\n| load |")
+	for _, c := range columns[1:] {
+		fmt.Fprintf(w, " %s to nginx |", c[1])
+	}
+	fmt.Fprintf(w, " uring to epoll |\n|---|%s\n", strings.Repeat("---|", len(columns)))
+	for _, l := range r.Loads {
+		if l.Beside > 0 {
+			continue
 		}
-		fmt.Fprintf(w, "|\n")
+		fmt.Fprintf(w, "| %s |", l.Name)
+		for _, c := range columns[1:] {
+			fmt.Fprintf(w, " %s |", ratioText(r.ratio(l.Name, c[0], reference, f)))
+		}
+		fmt.Fprintf(w, " %s |\n", ratioText(r.ratio(l.Name, nameRing, nameEpoll, f)))
 	}
 }
 
@@ -207,21 +232,29 @@ func (r *Results) calm(l *Load) *Load {
 func (r *Results) writeAll(w *strings.Builder) {
 	fmt.Fprintf(w, "\n### Everything measured\n\n")
 	fmt.Fprintf(w, "User and system are parts of the CPU time per request. Where the proxy used less than %.0f %% of its CPU (*), it waited\n"+
-		"for the client: requests per second and latencies then say as much about the client and the backend.\n\n", 100*saturated)
+		"for the client: requests per second and latencies then say as much about the client and the backend, the more so where these\n"+
+		"had no time left (* at the client's CPU).\n\n", 100*saturated)
 	fmt.Fprintf(w, "| load | program | user, us | system, us | requests/s | p50, us | p99, us | proxy's CPU | client's CPU | errors |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, l := range r.Loads {
 		for _, p := range r.Programs {
+			if !p.serves(&l) {
+				continue
+			}
 			of := func(f func(*Run) float64) spread { return r.figures(l.Name, p.Name, f) }
 			used := of((*Run).utilisation)
 			mark := ""
 			if used.median < saturated {
 				mark = "*"
 			}
-			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %.0f %%%s | %.0f %% | %d |\n", l.Name, p.Name,
+			client, full := of(func(r *Run) float64 { return r.ClientCPU }).median, ""
+			if client >= clientSaturated {
+				full = "*"
+			}
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %.0f %%%s | %.0f %%%s | %d |\n", l.Name, p.Name,
 				three(of(func(r *Run) float64 { return r.perRequest(r.UserNS) }).median),
 				three(of(func(r *Run) float64 { return r.perRequest(r.SystemNS) }).median),
-				whole(of(rate.of)), whole(of(median.of)), whole(of(p99.of)), 100*used.median, mark,
-				100*of(func(r *Run) float64 { return r.ClientCPU }).median, r.errors(l.Name, p.Name))
+				whole(of(rate.of)), latency(of(median.of)), latency(of(p99.of)), 100*used.median, mark,
+				100*client, full, r.errors(l.Name, p.Name))
 		}
 	}
 }
@@ -279,7 +312,7 @@ func (r *Results) loss(load, program string, m figure) string {
 	}
 	text := fmt.Sprintf("- %s, %s: %s %s", load, program, m.name, ratioText(s))
 	if !always {
-		text += ", not in every round"
+		text += ", not for sure"
 	}
 	return text + "\n"
 }
@@ -295,10 +328,10 @@ func (r *Results) writeDoubts(w *strings.Builder) {
 			noisy++
 		}
 	}
-	s := spreadOf(shares)
+	middle := spreadOf(shares).median
 	fmt.Fprintf(w, "\n### How quiet the machine was\n\n")
 	fmt.Fprintf(w, "Others (processes, interrupts, the hypervisor) had %.1f %% of the proxy's CPU (%.1f-%.1f) in the middle of %d runs, and more\n"+
-		"than %.0f %% in %d of them.\n", 100*s.median, 100*s.low, 100*s.high, len(shares), 100*disturbed, noisy)
+		"than %.0f %% in %d of them.\n", 100*middle, 100*slices.Min(shares), 100*slices.Max(shares), len(shares), 100*disturbed, noisy)
 }
 
 func (r *Results) writeCommands(w *strings.Builder) {
@@ -351,6 +384,14 @@ func micros(s spread) string { return s.format(three) }
 
 func whole(s spread) string {
 	return s.format(func(v float64) string { return fmt.Sprintf("%.0f", v) })
+}
+
+// latency is "-" where it was not measured.
+func latency(s spread) string {
+	if s.median == 0 {
+		return "-"
+	}
+	return whole(s)
 }
 
 func ratioText(s spread) string {

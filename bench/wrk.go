@@ -59,7 +59,11 @@ func runClient(ctx context.Context, l *Load, command []string, length time.Durat
 		}
 		return finish()
 	}
-	return runWrk(ctx, command, length)
+	w, err := runWrk(ctx, command, length)
+	if l.Pipeline > 0 {
+		w.P50, w.P99 = 0, 0 // of whole batches, and wrk loses some of them
+	}
+	return w, err
 }
 
 // runWrk runs a command of clientCommand to its end, or until ctx ends. wrk
