@@ -22,6 +22,7 @@ type sample struct {
 	at             time.Time
 	ns             int64 // CPU time of the processes
 	user, system   int64 // of it, in nanoseconds, as precise as the kernel's ticks
+	waits          int64 // voluntary context switches of the processes' threads
 	proxy, clients cpuTime
 }
 
@@ -49,6 +50,11 @@ func takeSample(root, proxyCPU, clientCPU int) (sample, error) {
 		}
 		s.user += p.user
 		s.system += p.system
+		waits, err := threadWaits(pid)
+		if err != nil {
+			return s, err
+		}
+		s.waits += waits
 	}
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -67,6 +73,7 @@ func (s *sample) since(before *sample) CPU {
 		ProxyNS:  s.ns - before.ns,
 		UserNS:   s.user - before.user,
 		SystemNS: s.system - before.system,
+		Waits:    s.waits - before.waits,
 		WallNS:   s.at.Sub(before.at).Nanoseconds(),
 	}
 	c.ProxyCPU, c.ProxySteal = s.proxy.since(before.proxy)
@@ -77,6 +84,34 @@ func (s *sample) since(before *sample) CPU {
 // cpuClock is the clock of the CPU time of a process: all its threads, also
 // those that have ended. It is what clock_getcpuclockid(3) returns.
 func cpuClock(pid int) int32 { return int32(^pid<<3 | 2) }
+
+// threadWaits is how often the threads of a process went to sleep of their own
+// will: its voluntary context switches (proc_pid_status(5)), of the threads that
+// there are.
+func threadWaits(pid int) (int64, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended since
+		}
+		_, rest, found := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
+		line, _, _ := strings.Cut(rest, "\n")
+		if !found {
+			return 0, fmt.Errorf("%s: no voluntary_ctxt_switches", file)
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", file, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
 
 // family lists root and its descendants in ascending order.
 func family(root int) ([]int, error) {

@@ -20,6 +20,16 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
+// A process that waits for another one has slept, and the kernel counts it.
+func TestThreadWaits(t *testing.T) {
+	before, err := threadWaits(os.Getpid())
+	require.NoError(t, err)
+	require.NoError(t, exec.Command("sleep", "0.1").Run())
+	after, err := threadWaits(os.Getpid())
+	require.NoError(t, err)
+	require.Greater(t, after, before)
+}
+
 const statBefore = `cpu  1 2 3 4 5 6 7 8 0 0
 cpu0 100 0 200 1000 10 5 15 20 0 0
 cpu1 0 0 0 0 0 0 0 0 0 0

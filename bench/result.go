@@ -137,9 +137,10 @@ func (w *Wrk) Errors() int64 {
 
 // CPU is what a run cost. Shares are of one CPU's time, 1 is all of it.
 type CPU struct {
-	ProxyNS     int64   `json:"proxy_cpu_ns"`        // of all the proxy's processes
-	UserNS      int64   `json:"proxy_cpu_user_ns"`   // of it, in ticks of the kernel
-	SystemNS    int64   `json:"proxy_cpu_system_ns"` // of it, in ticks of the kernel
+	ProxyNS     int64   `json:"proxy_cpu_ns"`          // of all the proxy's processes
+	UserNS      int64   `json:"proxy_cpu_user_ns"`     // of it, in ticks of the kernel
+	SystemNS    int64   `json:"proxy_cpu_system_ns"`   // of it, in ticks of the kernel
+	Waits       int64   `json:"proxy_waits,omitempty"` // voluntary context switches of its threads
 	WallNS      int64   `json:"wall_ns"`
 	ProxyCPU    float64 `json:"proxy_cpu_busy"`  // whoever used it
 	ClientCPU   float64 `json:"client_cpu_busy"` // whoever used it

@@ -231,10 +231,10 @@ func (r *Results) calm(l *Load) *Load {
 
 func (r *Results) writeAll(w *strings.Builder) {
 	fmt.Fprintf(w, "\n### Everything measured\n\n")
-	fmt.Fprintf(w, "User and system are parts of the CPU time per request. Where the proxy used less than %.0f %% of its CPU (*), it waited\n"+
+	fmt.Fprintf(w, "User and system are parts of the CPU time per request; waits are voluntary context switches per request. Where the proxy used less than %.0f %% of its CPU (*), it waited\n"+
 		"for the client: requests per second and latencies then say as much about the client and the backend, the more so where these\n"+
 		"had no time left (* at the client's CPU).\n\n", 100*saturated)
-	fmt.Fprintf(w, "| load | program | user, us | system, us | requests/s | p50, us | p99, us | proxy's CPU | client's CPU | errors |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "| load | program | user, us | system, us | waits | requests/s | p50, us | p99, us | proxy's CPU | client's CPU | errors |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, l := range r.Loads {
 		for _, p := range r.Programs {
 			if !p.serves(&l) {
@@ -250,9 +250,10 @@ func (r *Results) writeAll(w *strings.Builder) {
 			if client >= clientSaturated {
 				full = "*"
 			}
-			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %.0f %%%s | %.0f %%%s | %d |\n", l.Name, p.Name,
+			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %.0f %%%s | %.0f %%%s | %d |\n", l.Name, p.Name,
 				three(of(func(r *Run) float64 { return r.perRequest(r.UserNS) }).median),
 				three(of(func(r *Run) float64 { return r.perRequest(r.SystemNS) }).median),
+				waits(of(func(r *Run) float64 { return float64(r.Waits) / float64(r.Requests) })),
 				whole(of(rate.of)), latency(of(median.of)), latency(of(p99.of)), 100*used.median, mark,
 				100*client, full, r.errors(l.Name, p.Name))
 		}
@@ -392,6 +393,14 @@ func latency(s spread) string {
 		return "-"
 	}
 	return whole(s)
+}
+
+// waits is "-" where they were not counted.
+func waits(s spread) string {
+	if s.high == 0 {
+		return "-"
+	}
+	return three(s.median)
 }
 
 func ratioText(s spread) string {
