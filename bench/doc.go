@@ -4,7 +4,7 @@
 //	bin/bench              run, keep the raw results, write the tables
 //	bin/bench --part=NAME  one part of it: see part.go, which lists them
 //	bin/bench --load=TEXT  the closed loop under the loads with TEXT in their names
-//	bin/bench table        write the tables again from the newest raw results
+//	bin/bench table        write tables and plots again from the newest raw results
 //	bin/bench table FILE   the same from FILE
 //	bin/bench compare OLD NEW
 //	                       compare two builds of Cloud Cup: files, or revisions

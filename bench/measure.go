@@ -76,6 +76,9 @@ func (b *bench) publish() error {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "raw results: %s\n", path)
+	if err := b.results.savePlots(path); err != nil {
+		return err
+	}
 	text := tables(b.results, path)
 	fmt.Print(text)
 	if b.o.full() {
@@ -96,6 +99,9 @@ func rewriteTables(o *options, file string) error {
 	}
 	r, err := loadResults(file)
 	if err != nil {
+		return err
+	}
+	if err := r.savePlots(file); err != nil {
 		return err
 	}
 	return replaceTables(o.markdown, tables(r, file))

@@ -96,6 +96,7 @@ func tables(r *Results, path string) string {
 	var w strings.Builder
 	r.writeFacts(&w, path)
 	r.writeTargets(&w)
+	r.writePlots(&w, path)
 	for i := range parts {
 		parts[i].write(r, &w)
 	}

@@ -85,6 +85,13 @@ var theirs = map[string][]string{
 	"github.com/prometheus/common/expfmt":   {"metrics/metrics_test.go", "integration/metrics_test.go"},
 	"github.com/prometheus/common/model":    {"metrics/metrics_test.go", "integration/metrics_test.go"},
 	"github.com/prometheus/client_model/go": {"metrics/metrics_test.go", "integration/metrics_test.go"},
+	// What the suite draws and counts with is in no program.
+	"gonum.org/v1/plot":                       {"bench"},
+	"gonum.org/v1/plot/font":                  {"bench"},
+	"gonum.org/v1/plot/plotter":               {"bench"},
+	"gonum.org/v1/plot/vg":                    {"bench"},
+	"gonum.org/v1/plot/vg/draw":               {"bench"},
+	"github.com/HdrHistogram/hdrhistogram-go": {"bench"},
 	"golang.org/x/sys/unix": {
 		"internal/sys", "internal/shm", "loop", "control", "ring", "epollfallback", "proxy", "worker", "supervisor",
 		"cmd/cloud-cup", "cmd/cupctl", "bench", "integration", "internal/looptest", "internal/demo",
