@@ -147,7 +147,7 @@ func nginxCommand(file string) []string {
 func nginxConfig(s *site) string {
 	return s.in(`daemon off;
 worker_processes 1;
-worker_rlimit_nofile 16384;
+worker_rlimit_nofile 8192;
 pid DIR/nginx.pid;
 error_log stderr warn;
 events {
