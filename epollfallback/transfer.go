@@ -92,6 +92,10 @@ func (e *engine) finishAccept(d *desc, n int, errno syscall.Errno) {
 // trySend makes the send of d, which is believed to have room.
 func (e *engine) trySend(d *desc) {
 	op := d.send
+	if op.Pipe != nil {
+		e.trySendPipe(d)
+		return
+	}
 	total := 0
 	for _, v := range op.Vecs {
 		total += len(v)
@@ -118,10 +122,32 @@ func (e *engine) trySend(d *desc) {
 	e.known(op, n, errno)
 }
 
+// trySendPipe sends what a pipe holds on d, which is believed to have room.
+func (e *engine) trySendPipe(d *desc) {
+	pipe := d.send.Pipe
+	total := pipe.Piped()
+	from, _ := pipe.Ends()
+	e.stats.Calls++
+	n, errno := sys.Splice(from, d.fd, total)
+	pipe.Moved(-n)
+	if errno == syscall.EAGAIN {
+		d.writable = false
+		return
+	}
+	if errno == 0 && n < total {
+		d.writable = false
+	}
+	e.known(d.send, n, errno)
+}
+
 // tryRecv makes one receive of d, which is believed to have data, and delivers
 // it. Without a buffer the receive joins those that starve.
 func (e *engine) tryRecv(d *desc) {
 	buf := e.pool.Get(d.recvSize)
+	if buf == nil && d.recvSize == loop.ClassPipe {
+		d.recvSize = loop.ClassBody
+		buf = e.pool.Get(d.recvSize)
+	}
 	if buf == nil {
 		d.starved = true
 		e.starved[d.recvSize].push(d)
@@ -135,7 +161,15 @@ func (e *engine) tryRecv(d *desc) {
 func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 	op := d.recv
 	e.stats.Calls++
-	n, errno := sys.Recv(d.fd, buf.Bytes())
+	var n int
+	var errno syscall.Errno
+	if buf.IsPipe() {
+		_, to := buf.Ends()
+		n, errno = sys.Splice(d.fd, to, op.Max)
+		buf.Moved(n)
+	} else {
+		n, errno = sys.Recv(d.fd, buf.Bytes())
+	}
 	if n == 0 {
 		buf.Release()
 		if errno == syscall.EAGAIN {
@@ -146,6 +180,7 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 		e.finish(op)
 		return
 	}
+	// A pipe may take less than there is.
 	if n < len(buf.Bytes()) && !d.hangup {
 		d.readable = false
 	}

@@ -29,7 +29,7 @@
 //     is final.
 //   - A send may end with fewer bytes than were given; the rest is the
 //     submitter's to submit again. A send that ends with an error has sent
-//     nothing. SIGPIPE is never raised.
+//     nothing. SIGPIPE ends nobody.
 //   - After CloseFD no result of that descriptor is delivered, and a new
 //     descriptor that gets the same number is not taken for the old one.
 //
@@ -58,4 +58,8 @@
 // one count. A send borrows the memory that its Vecs name: the submitter keeps
 // its counts until the send is delivered. The last Release gives the buffer
 // back to its pool; under test its bytes are overwritten then.
+//
+// A pipe (ClassPipe) is a buffer whose bytes nobody sees: it is filled by one
+// Recv and emptied by Sends, in which it takes the place of Vecs. What is left
+// in it at its last Release is lost.
 package loop

@@ -27,14 +27,16 @@ const (
 	// closes it also after an error.
 	Connect
 	// Recv receives once into a buffer of class Size, of which no more than
-	// is there is waited for.
+	// is there is waited for. With ClassPipe at most Max bytes stay in the
+	// kernel, for a Send to pass on; where no pipe is to be had, the result
+	// lends a ClassBody buffer instead.
 	Recv
 	// RecvMulti receives into ClassHead buffers until the engine ends the
 	// series (More false): at the latest after MultiBytes and one burst of
 	// the socket, so that no peer can take the pool. Engines may end it after
 	// every result.
 	RecvMulti
-	// Send sends the bytes of Vecs in order.
+	// Send sends the bytes of Vecs in order, or those that Pipe holds.
 	Send
 )
 
@@ -65,11 +67,13 @@ type Op struct {
 
 	Code Code
 	Tag  uint8 // the submitter's: which of the object's Ops this is
-	Size Class // Recv: class of the buffer to receive into, ClassHead or ClassBody
+	Size Class // Recv: class of the buffer to receive into, ClassHead, ClassBody or ClassPipe
+	Max  int   // Recv into a pipe: the most bytes to take
 	FD   int32 // the descriptor; set by Submit for Connect
 	User Token // the submitter's: the object this Op serves
 	Peer *Addr // Connect: where to; must not change while in flight
 	Vecs [][]byte
+	Pipe *Buffer // Send: a ClassPipe buffer that holds bytes; nil: Vecs
 
 	// Set by the engine before delivery.
 

@@ -16,6 +16,9 @@ const (
 	ClassHead
 	// ClassBody holds received bodies.
 	ClassBody
+	// ClassPipe is pipes: bytes in them are passed on without being looked at,
+	// and without being copied. Pipes are few, and lent while there are any.
+	ClassPipe
 	classCount
 )
 
@@ -24,12 +27,16 @@ const (
 	SmallBytes = 4 << 10
 	HeadBytes  = 32 << 10
 	BodyBytes  = 256 << 10
+	PipeBytes  = 256 << 10
 )
+
+// PipesMax is how many pipes a pool makes unless it is told otherwise.
+const PipesMax = 32
 
 // slabBytes is mapped at a time, of one class.
 const slabBytes = 1 << 20
 
-var classBytes = [classCount]int{SmallBytes, HeadBytes, BodyBytes}
+var classBytes = [classCount]int{SmallBytes, HeadBytes, BodyBytes, PipeBytes}
 
 // Bytes is the size of the class's buffers.
 func (c Class) Bytes() int { return classBytes[c] }
@@ -42,9 +49,11 @@ type Buffer struct {
 	refs  int32
 	class Class
 	id    uint16
+	ends  [2]int32 // of a pipe, to read from and to write to; 0: not open
+	piped int      // bytes in it
 }
 
-// Bytes is the whole memory of the buffer.
+// Bytes is the whole memory of the buffer; a pipe has none.
 func (b *Buffer) Bytes() []byte { return b.mem }
 
 // Class is the buffer's size class.
@@ -76,6 +85,8 @@ func (b *Buffer) Release() {
 type Pool struct {
 	// Poison makes the pool overwrite returned buffers with 0xDB: for tests.
 	Poison bool
+	// Pipes bounds the pipes, of which each takes two descriptors.
+	Pipes int
 	// Reserve bytes of the limit are kept for ClassSmall: what is written into
 	// small buffers lets larger ones go.
 	Reserve int
@@ -93,11 +104,12 @@ type Pool struct {
 		cold    int // free[:cold] have no pages; see Trim
 		refused bool
 	}
-	slabs [][]byte
+	slabs    [][]byte
+	pipeless int // Gets of a pipe that are not even tried, after one failed
 }
 
 // NewPool returns a pool that lends at most limit bytes at a time.
-func NewPool(limit int) *Pool { return &Pool{limit: limit} }
+func NewPool(limit int) *Pool { return &Pool{limit: limit, Pipes: PipesMax} }
 
 // Limit is the number of bytes that the pool lends at most.
 func (p *Pool) Limit() int { return p.limit }
@@ -117,6 +129,9 @@ func (p *Pool) Mapped() int { return p.mapped }
 // Get lends a buffer with one count, or returns nil at the limit or when the
 // kernel gives no more memory.
 func (p *Pool) Get(c Class) *Buffer {
+	if c == ClassPipe {
+		return p.getPipe()
+	}
 	k := &p.classes[c]
 	size := classBytes[c]
 	limit := p.limit
@@ -147,9 +162,12 @@ func (p *Pool) put(b *Buffer) {
 			b.mem[i] = 0xDB
 		}
 	}
+	if b.piped != 0 {
+		b.closePipe() // emptying it would take as many calls
+	}
 	k := &p.classes[b.class]
 	k.free = append(k.free, b)
-	p.lent -= len(b.mem)
+	p.lent -= b.class.Bytes()
 	p.serveRefused()
 }
 
@@ -201,7 +219,7 @@ func (p *Pool) Buffer(c Class, id uint16) *Buffer { return p.classes[c].all[id] 
 // keep bytes of each class. Call it now and then: memory then follows the load
 // down.
 func (p *Pool) Trim(keep int) {
-	for c := range p.classes {
+	for c := range ClassPipe {
 		k := &p.classes[c]
 		keep := keep / classBytes[c]
 		for i := k.cold; i < len(k.free)-keep; i++ {
@@ -215,6 +233,9 @@ func (p *Pool) Trim(keep int) {
 
 // Close unmaps everything. Lent buffers must not be touched afterwards.
 func (p *Pool) Close() error {
+	for _, b := range p.classes[ClassPipe].all {
+		b.closePipe()
+	}
 	for _, s := range p.slabs {
 		if err := syscall.Munmap(s); err != nil {
 			return fmt.Errorf("unmap buffers: %w", err)

@@ -1,6 +1,7 @@
 package loop_test
 
 import (
+	"syscall"
 	"testing"
 
 	"github.com/cloud-cup/cloud-cup/loop"
@@ -114,4 +115,40 @@ func TestPoolAllocatesNothing(t *testing.T) {
 	defer func() { require.NoError(t, p.Close()) }()
 	p.Get(loop.ClassHead).Release()
 	require.Zero(t, testing.AllocsPerRun(1000, func() { p.Get(loop.ClassHead).Release() }))
+}
+
+func TestPoolLendsFewPipes(t *testing.T) {
+	p := loop.NewPool(3 * loop.PipeBytes)
+	p.Pipes = 2
+	defer func() { require.NoError(t, p.Close()) }()
+	first, second := p.Get(loop.ClassPipe), p.Get(loop.ClassPipe)
+	require.Nil(t, p.Get(loop.ClassPipe), "there are no more")
+	require.Equal(t, 2*loop.PipeBytes, p.Lent())
+	require.Empty(t, first.Bytes())
+	require.True(t, first.IsPipe())
+
+	// One that is given back with bytes in it comes back empty.
+	_, to := second.Ends()
+	n, err := syscall.Write(int(to), make([]byte, loop.PipeBytes))
+	require.NoError(t, err)
+	require.Equal(t, loop.PipeBytes, n, "the size of a pipe")
+	second.Moved(n)
+	second.Release()
+	second = p.Get(loop.ClassPipe)
+	require.Zero(t, second.Piped())
+	from, _ := second.Ends()
+	_, err = syscall.Read(int(from), make([]byte, 1))
+	require.Equal(t, syscall.EAGAIN, err)
+
+	// They count as memory.
+	body := p.Get(loop.ClassBody)
+	second.Release()
+	more := p.Get(loop.ClassBody)
+	require.NotNil(t, more)
+	require.Nil(t, p.Get(loop.ClassPipe))
+	p.Trim(0)
+	for _, b := range []*loop.Buffer{first, body, more} {
+		b.Release()
+	}
+	require.Zero(t, p.Lent())
 }

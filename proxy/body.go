@@ -55,7 +55,7 @@ func (b *body) move(from *inQueue, to *conn) error {
 		var err error
 		switch b.framing {
 		case message.FramingLength:
-			n := len(from.front())
+			n := from.size()
 			if int64(n) > b.left {
 				n = int(b.left)
 			}
@@ -66,7 +66,7 @@ func (b *body) move(from *inQueue, to *conn) error {
 			if b.toChunked && to != nil && !to.room(chunkRoom) {
 				return nil
 			}
-			b.forward(from, to, len(from.front()))
+			b.forward(from, to, from.size())
 		case message.FramingChunked:
 			if to != nil && !to.room(chunkRoom) {
 				return nil
@@ -90,7 +90,9 @@ func (b *body) forward(from *inQueue, to *conn, n int) {
 	if b.toChunked {
 		to.write(http1.AppendChunkHead(to.scratch(), n))
 	}
-	if n <= smallPiece && to.room(n) {
+	if from.pieces[0].buf.IsPipe() {
+		from.pass(&to.out)
+	} else if n <= smallPiece && to.room(n) {
 		to.write(append(to.scratch(), from.front()[:n]...))
 		from.consume(n)
 	} else {

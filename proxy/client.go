@@ -140,7 +140,7 @@ func (c *client) advance() {
 			c.become(clientLinger)
 		case clientLinger:
 			for !c.in.empty() {
-				n := len(c.in.front())
+				n := c.in.size()
 				c.discarded += n
 				c.in.consume(n)
 			}
@@ -286,7 +286,7 @@ func (c *client) wantRecv() (loop.Code, loop.Class) {
 			}
 		} else if !x.reqBody.done {
 			if x.wantsRequestBody() && c.in.empty() {
-				return loop.Recv, c.p.recvClass(&x.reqBody)
+				return loop.Recv, c.recvClass(&x.stream.conn, &x.reqBody)
 			}
 		} else if c.in.empty() {
 			return loop.RecvMulti, loop.ClassHead // the next request, or the end

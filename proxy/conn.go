@@ -157,9 +157,10 @@ func (c *conn) flush() {
 		}
 		out = &c.tls.out
 	}
-	b := c.p.takeBatch()
-	c.batch = b
-	c.send.Vecs = b.vecs[:out.gather(&b.vecs)]
+	if c.send.Pipe = out.pipe(); c.send.Pipe == nil {
+		c.batch = c.p.takeBatch()
+		c.send.Vecs = c.batch.vecs[:out.gather(&c.batch.vecs)]
+	}
 	c.send.FD = c.fd
 	c.p.engine.Submit(&c.send)
 }
@@ -239,9 +240,12 @@ func (c *conn) dropPad() {
 
 // sent takes the result of c.send.
 func (c *conn) sent(op *loop.Op) {
-	clear(c.send.Vecs) // those of the batch that it took
-	c.p.putBatch(c.batch)
-	c.batch, c.send.Vecs = nil, nil
+	if c.batch != nil {
+		clear(c.send.Vecs) // those of the batch that it took
+		c.p.putBatch(c.batch)
+		c.batch = nil
+	}
+	c.send.Vecs, c.send.Pipe = nil, nil
 	if op.Err == 0 && c.tls != nil {
 		c.progress = true
 		c.tls.out.sent(op.N)
@@ -369,7 +373,10 @@ type inQueue struct {
 
 func (q *inQueue) empty() bool { return len(q.pieces) == 0 }
 
-// front is the first run of contiguous bytes.
+// size is the number of bytes of the first piece.
+func (q *inQueue) size() int { return q.pieces[0].end - q.pieces[0].start }
+
+// front is the first run of contiguous bytes, unless they are in a pipe.
 func (q *inQueue) front() []byte {
 	f := &q.pieces[0]
 	return f.buf.Bytes()[f.start:f.end]
@@ -379,7 +386,7 @@ func (q *inQueue) front() []byte {
 // pieces are copied behind the last one, so that a peer that sends byte by
 // byte holds no more buffers than another.
 func (q *inQueue) add(buf *loop.Buffer, n int) {
-	if k := len(q.pieces); k > 0 {
+	if k := len(q.pieces); k > 0 && !buf.IsPipe() && !q.pieces[k-1].buf.IsPipe() {
 		last := &q.pieces[k-1]
 		// What lies behind end is lent to nobody, also if what lies before
 		// it is being sent.
@@ -400,6 +407,12 @@ func (q *inQueue) consume(n int) {
 		return
 	}
 	f.buf.Release()
+	q.pop()
+}
+
+// pass moves the first piece, which is in a pipe, to the end of out.
+func (q *inQueue) pass(out *outQueue) {
+	out.addPipe(q.pieces[0].buf, q.size())
 	q.pop()
 }
 
@@ -485,8 +498,9 @@ func (q *inQueue) drop() {
 
 // segment is bytes to send. buf is nil for bytes that live forever.
 type segment struct {
-	buf *loop.Buffer
-	b   []byte
+	buf   *loop.Buffer
+	b     []byte
+	piped int // bytes in buf, if that is a pipe
 }
 
 // outQueue is what waits to be sent, in order.
@@ -504,28 +518,42 @@ func (q *outQueue) empty() bool { return q.head == len(q.segs) }
 // add appends b, a part of buf whose one count the queue takes over.
 func (q *outQueue) add(buf *loop.Buffer, b []byte) {
 	if buf != nil {
-		q.held += len(buf.Bytes())
+		q.held += buf.Class().Bytes()
 	}
-	q.segs = append(q.segs, segment{buf, b})
+	q.segs = append(q.segs, segment{buf: buf, b: b})
 	q.padEnd = -1
+}
+
+// addPipe appends the n bytes in a pipe, whose one count the queue takes over.
+func (q *outQueue) addPipe(pipe *loop.Buffer, n int) {
+	q.add(pipe, nil)
+	q.segs[len(q.segs)-1].piped = n
+}
+
+// pipe is what is to be sent next, if that is a pipe.
+func (q *outQueue) pipe() *loop.Buffer {
+	if q.empty() || q.segs[q.head].piped == 0 {
+		return nil
+	}
+	return q.segs[q.head].buf
 }
 
 // bytes is the number of queued bytes, at most limit.
 func (q *outQueue) bytes(limit int) int {
 	n := 0
 	for _, s := range q.segs[q.head:] {
-		if n += len(s.b); n >= limit {
+		if n += len(s.b) + s.piped; n >= limit {
 			return limit
 		}
 	}
 	return n
 }
 
-// gather fills vecs from the front and returns how many it took.
+// gather fills vecs from the front up to a pipe, and returns how many it took.
 func (q *outQueue) gather(vecs *[loop.VecsMax][]byte) int {
 	n := 0
 	for _, s := range q.segs[q.head:] {
-		if n == len(vecs) {
+		if n == len(vecs) || s.piped > 0 {
 			break
 		}
 		vecs[n] = s.b
@@ -538,11 +566,15 @@ func (q *outQueue) gather(vecs *[loop.VecsMax][]byte) int {
 func (q *outQueue) sent(n int) {
 	for n > 0 {
 		s := &q.segs[q.head]
-		if n < len(s.b) {
+		if n < s.piped {
+			s.piped -= n
+			return
+		}
+		if s.piped == 0 && n < len(s.b) {
 			s.b = s.b[n:]
 			return
 		}
-		n -= len(s.b)
+		n -= len(s.b) + s.piped
 		q.release(s)
 		q.head++
 	}
@@ -557,7 +589,7 @@ func (q *outQueue) sent(n int) {
 
 func (q *outQueue) release(s *segment) {
 	if s.buf != nil {
-		q.held -= len(s.buf.Bytes())
+		q.held -= s.buf.Class().Bytes()
 		s.buf.Release()
 	}
 	*s = segment{}
@@ -575,6 +607,7 @@ func (q *outQueue) skip(n int) {
 func (q *outQueue) join(o *outQueue) {
 	for i := o.head; i < len(o.segs); i++ {
 		q.add(o.segs[i].buf, o.segs[i].b)
+		q.segs[len(q.segs)-1].piped = o.segs[i].piped
 		o.segs[i] = segment{}
 	}
 	*o = outQueue{}

@@ -123,6 +123,9 @@ func start(t *testing.T, engine string, routes []proxy.RouteSpec, edit func(*pro
 		if n := pool.Lent(); n != 0 {
 			t.Errorf("%d bytes of buffers were not given back", n)
 		}
+		if err := pool.Close(); err != nil {
+			t.Error("close:", err)
+		}
 		if n := r.counters.Connections; n != 0 {
 			t.Errorf("%d client connections are open in the end", n)
 		}

@@ -385,7 +385,7 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		}
 	case streamBody:
 		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
-			return loop.Recv, st.p.recvClass(&st.x.respBody)
+			return loop.Recv, st.recvClass(&st.x.client.conn, &st.x.respBody)
 		}
 	}
 	return 0, 0

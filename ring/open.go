@@ -207,6 +207,7 @@ var allowed = []restriction{
 	{opcode: restrictOp, value: abi.IORING_OP_RECV},
 	{opcode: restrictOp, value: abi.IORING_OP_SEND},
 	{opcode: restrictOp, value: abi.IORING_OP_SENDMSG},
+	{opcode: restrictOp, value: abi.IORING_OP_POLL_ADD},
 	{opcode: restrictOp, value: abi.IORING_OP_CLOSE},
 	{opcode: restrictOp, value: abi.IORING_OP_ASYNC_CANCEL},
 	{opcode: restrictFlags, value: sqeBufferSelect | sqeSkipSuccess},

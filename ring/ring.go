@@ -42,6 +42,8 @@ const (
 	kindConnect
 	kindAccept
 	kindWake
+	kindReadable
+	kindWritable
 	kindIgnored // a close: only a failure gives a result, which means nothing
 	kindProbe
 	kindCancel = 1 << 7 // + what is to be cancelled; only a failure gives a result
@@ -73,6 +75,8 @@ type desc struct {
 	unsure   bool // in engine.unsure
 	ended    bool // receiving was shut down: recv ends, whatever the kernel says
 	renew    bool // recv was cancelled to be started anew
+	// The Op waits for readiness to move bytes by a pipe.
+	polledIn, polledOut bool
 	// The Op is to be cancelled, so do not start it anew.
 	recvCancel, sendCancel, connectCancel bool
 
@@ -220,6 +224,10 @@ func (e *engine) Submit(op *loop.Op) {
 			panic(fmt.Sprintf("ring: second receive on descriptor %d", op.FD))
 		}
 		d.recv, d.recvCancel, d.ended, d.renew = op, false, false, false
+		if op.Code == loop.Recv && op.Size == loop.ClassPipe {
+			e.awaitReadable(op.FD, d)
+			return
+		}
 		e.armRecv(op.FD, d)
 	case loop.Send:
 		d := e.at(op.FD)
@@ -230,6 +238,10 @@ func (e *engine) Submit(op *loop.Op) {
 			panic(fmt.Sprintf("ring: send of %d pieces", len(op.Vecs)))
 		}
 		d.send, d.sendCancel = op, false
+		if op.Pipe != nil {
+			e.sendPipe(op, d)
+			return
+		}
 		e.armSend(op, d)
 	case loop.Accept:
 		e.armAccept(op, e.at(op.FD))
@@ -242,7 +254,7 @@ func (e *engine) Submit(op *loop.Op) {
 
 // groupOf returns the buffers that op receives into.
 func (e *engine) groupOf(op *loop.Op) *group {
-	if op.Code == loop.Recv && op.Size == loop.ClassBody {
+	if op.Code == loop.Recv && op.Size != loop.ClassHead {
 		return &e.groups[1]
 	}
 	return &e.groups[0]
@@ -397,9 +409,17 @@ func (e *engine) Cancel(op *loop.Op) {
 			return
 		}
 		target = userData(kindRecv+uint64(e.groupOf(op).id), d.age, op.FD)
+		if d.polledIn {
+			target = userData(kindReadable, d.age, op.FD)
+		}
+	case op == d.send && op.Pipe != nil && !d.polledOut:
+		return // its result is known
 	case op == d.send && !d.sendCancel:
 		d.sendCancel = true
 		target = userData(kindSend, d.age, op.FD)
+		if d.polledOut {
+			target = userData(kindWritable, d.age, op.FD)
+		}
 	case op == d.connect && !d.connectCancel:
 		d.connectCancel = true
 		target = userData(kindConnect, d.age, op.FD)
@@ -430,8 +450,12 @@ func (e *engine) notCancelled(kind uint64, index int32, age uint32) {
 		switch kind {
 		case kindRecv, kindRecvBody:
 			waits = d.recv != nil && (d.recvCancel || d.ended || d.renew)
+		case kindReadable:
+			waits = d.polledIn && d.recvCancel
 		case kindSend:
 			waits = d.send != nil && d.sendCancel
+		case kindWritable:
+			waits = d.polledOut && d.sendCancel
 		case kindConnect:
 			waits = d.connect != nil && d.connectCancel
 		}
@@ -662,8 +686,11 @@ func (e *engine) deliverReady(deliver func(*loop.Op)) {
 	for i, op := range e.delivering {
 		e.delivering[i] = nil
 		if op.FD >= 0 {
-			if d := &e.descs[op.FD]; d.recv == op {
+			switch d := &e.descs[op.FD]; op {
+			case d.recv:
 				d.recv = nil
+			case d.send:
+				d.send = nil
 			}
 		}
 		e.finish(op, deliver)
@@ -693,6 +720,10 @@ func (e *engine) reap(deliver func(*loop.Op)) {
 			e.received(&e.groups[kind], index, age, res, flags, deliver)
 		case kindSend:
 			e.sent(index, age, res, deliver)
+		case kindReadable:
+			e.readable(index, age, res, deliver)
+		case kindWritable:
+			e.writable(index, age, res, deliver)
 		case kindConnect:
 			e.connected(index, age, res, deliver)
 		case kindAccept:

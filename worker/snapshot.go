@@ -42,11 +42,16 @@ func newPrepared(p *control.Payload) (*prepared, error) {
 // engine and the control channel.
 const ownFiles = 32
 
+// pipesFor is the number of pipes for bodies that a process with that many
+// descriptors makes at most: they take a 32nd part of them.
+func pipesFor(files uint64) int { return int(min(files/64, loop.PipesMax)) }
+
 // connectionsFor is the number of client connections that a process with that
 // many descriptors may take. As many again are left to connections to backends,
 // so that each client can have a request under way: who waits in the accept
 // queue is served later, and a request without a descriptor is refused.
 func connectionsFor(files uint64) int {
+	files -= 2 * uint64(pipesFor(files))
 	return int(min(max(files, 2*ownFiles)-ownFiles, 1<<31) / 2)
 }
 

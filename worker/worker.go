@@ -190,6 +190,11 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 		w.log.Warn(opened.fallback, "instead", opened.engine.Name())
 	}
 	w.engine, w.pool, w.slot = opened.engine, opened.pool, start.Slot
+	files, err := sys.RaiseFileLimit()
+	if err != nil {
+		return nil, err
+	}
+	w.pool.Pipes = pipesFor(files)
 	if err := unix.SchedGetaffinity(0, &w.cpus); err != nil {
 		return nil, os.NewSyscallError("sched_getaffinity", err)
 	}

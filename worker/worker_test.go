@@ -439,7 +439,7 @@ func TestConnectionsLeaveDescriptorsToBackends(t *testing.T) {
 	for _, c := range []struct {
 		files uint64
 		want  int
-	}{{0, 16}, {64, 16}, {256, 112}, {1024, 496}, {1<<64 - 1, 1 << 30}} {
+	}{{0, 16}, {64, 16}, {256, 108}, {1024, 480}, {1<<64 - 1, 1 << 30}} {
 		require.Equal(t, c.want, connectionsFor(c.files), "limit %d", c.files)
 	}
 }

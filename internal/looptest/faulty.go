@@ -142,7 +142,7 @@ func (e *FaultyEngine) Submit(op *loop.Op) {
 			e.push(s, loop.Op{Err: syscall.EPIPE})
 			return
 		}
-		if e.happens(e.Rates.Short) {
+		if op.Pipe == nil && e.happens(e.Rates.Short) {
 			s.inner.Vecs = e.shorten(op.Vecs)
 		}
 	}
@@ -195,7 +195,7 @@ func (e *FaultyEngine) shorten(vecs [][]byte) [][]byte {
 func (e *FaultyEngine) fromRest(c *faultyConn, op *loop.Op) loop.Op {
 	class := loop.ClassHead
 	if op.Code == loop.Recv {
-		class = op.Size
+		class = min(op.Size, loop.ClassBody)
 	}
 	buf := e.pool.Get(class)
 	if buf == nil {
@@ -336,7 +336,7 @@ func (e *FaultyEngine) collectRecv(s *shadow) {
 		}
 		return
 	}
-	if op.N < 2 || !e.happens(e.Rates.Split) {
+	if op.N < 2 || op.Buf.IsPipe() || !e.happens(e.Rates.Split) {
 		e.push(s, *op)
 		return
 	}

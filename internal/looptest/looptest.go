@@ -49,6 +49,10 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"send cancelled", 8 << 20, testSendCancel},
 		{"send reset", 8 << 20, testSendReset},
 		{"both directions", 8 << 20, testBothDirections},
+		{"pipes", 8 << 20, testPipe},
+		{"pipes run out", 8 << 20, testPipesRunOut},
+		{"pipes cancelled", 8 << 20, testPipeCancel},
+		{"pipes and resets", 8 << 20, testPipeReset},
 		{"unsent", 8 << 20, testUnsent},
 		{"buffers run out", 2 * loop.HeadBytes, testBuffersRunOut},
 		{"buffers run out for series", 2 * loop.HeadBytes, testBuffersRunOutMulti},
@@ -77,6 +81,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"data and the end at once", 8 << 20, testDataThenEnd},
 		{"send to a slow reader", 8 << 20, testSendSlow},
 		{"both directions", 8 << 20, testBothDirections},
+		{"pipes", 8 << 20, testPipe},
 		{"random", 4 << 20, testRandom},
 	} {
 		t.Run("harmless faults/"+test.name, func(t *testing.T) { test.run(newRig(t, faulty(t, open, Harmless), test.memory)) })

@@ -168,8 +168,15 @@ func (r *rig) deliver(op *loop.Op) {
 	k.results = append(k.results, res)
 	if op.Buf != nil {
 		require.EqualValues(r, 1, op.Buf.Refs())
-		require.LessOrEqual(r, op.N, len(op.Buf.Bytes()))
-		if op.Code == loop.Recv {
+		if op.Buf.IsPipe() {
+			require.Equal(r, op.N, op.Buf.Piped())
+			require.LessOrEqual(r, op.N, op.Max)
+		} else {
+			require.LessOrEqual(r, op.N, len(op.Buf.Bytes()))
+		}
+		if op.Size == loop.ClassPipe {
+			require.Contains(r, []loop.Class{loop.ClassPipe, loop.ClassBody}, op.Buf.Class())
+		} else if op.Code == loop.Recv {
 			require.Equal(r, op.Size, op.Buf.Class())
 		} else {
 			require.Equal(r, loop.ClassHead, op.Buf.Class())

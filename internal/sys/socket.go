@@ -91,6 +91,21 @@ func Recv(fd int32, b []byte) (int, syscall.Errno) {
 	}
 }
 
+// Splice moves at most n bytes between a socket and a pipe, neither of which
+// may block, without copying them (splice(2)).
+func Splice(from, to int32, n int) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n),
+			unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		if errno == 0 {
+			return int(n), 0
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
+	}
+}
+
 // Send is send(2) of b with MSG_DONTWAIT and MSG_NOSIGNAL.
 func Send(fd int32, b []byte) (int, syscall.Errno) {
 	for {

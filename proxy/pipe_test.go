@@ -1,0 +1,101 @@
+package proxy_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// pipes is the number of this process's descriptors that are pipes of a pool.
+func pipes(t *testing.T) int {
+	names, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	n := 0
+	for _, name := range names {
+		fd, err := strconv.Atoi(name.Name())
+		require.NoError(t, err)
+		if size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil && size == loop.PipeBytes {
+			n++
+		}
+	}
+	return n
+}
+
+// Large bodies of known length go through pipes, where there are any, and
+// arrive whole, in both directions and one after another on a connection.
+func TestLargeBodies(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		before := pipes(t)
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			in := bufio.NewReader(c)
+			for {
+				req, err := http.ReadRequest(in)
+				if err != nil {
+					return
+				}
+				b, err := io.ReadAll(req.Body)
+				if err != nil {
+					return
+				}
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(b))
+				c.Write(b)
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		for _, bound := range []int{0, 1, 32} {
+			r.onLoop(func() { r.pool.Pipes = bound })
+			c := r.dial()
+			in := bufio.NewReader(c)
+			for i, n := range []int{3 << 20, 256 << 10, 100 << 10, 1<<20 + 1, 5 << 20} {
+				body := stressBody(fmt.Sprint(bound, i), n)
+				sent := make(chan error, 1)
+				go func() {
+					_, err := c.Write(fmt.Appendf(nil, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", n, body))
+					sent <- err
+				}()
+				res, err := http.ReadResponse(in, nil)
+				require.NoError(t, err)
+				got, err := io.ReadAll(res.Body)
+				require.NoError(t, err)
+				require.NoError(t, <-sent)
+				require.True(t, bytes.Equal(body, got))
+			}
+			if bound == 0 {
+				require.Equal(t, before, pipes(t))
+			}
+		}
+		require.Greater(t, pipes(t), before, "pipes were made")
+		r.stop()
+		require.Equal(t, before, pipes(t), "pipes were closed")
+	})
+}
+
+// What came of a body that its backend breaks off is passed on, and the client
+// can tell that it is not all.
+func TestLargeBodyBrokenOff(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		const part = 1<<20 + 77
+		body := stressBody("part", part)
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			if _, err := head(bufio.NewReader(c)); err == nil {
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", 10*part, body)
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		res, err := http.Get("http://" + r.addr + "/")
+		require.NoError(t, err)
+		got, err := io.ReadAll(res.Body)
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		require.True(t, bytes.Equal(body, got))
+	})
+}
