@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"os"
 
 	"github.com/tailscale/hujson"
@@ -21,24 +22,35 @@ var rootFiles = []string{
 	"/etc/ssl/cert.pem",                                 // Alpine
 }
 
-// systemRoots reads the system's authorities for the backend at v. The
-// environment's SSL_CERT_FILE comes first.
-func (d *decoder) systemRoots(v *hujson.Value) {
-	if _, ok := d.files[SystemRoots]; ok {
-		return
-	}
+// errNoRoots: the system has no certificate authorities.
+var errNoRoots = errors.New("this system has no certificate authorities")
+
+// readSystemRoots reads the system's authorities. The environment's
+// SSL_CERT_FILE comes first.
+func readSystemRoots() ([]byte, error) {
 	files := rootFiles
 	if file := os.Getenv("SSL_CERT_FILE"); file != "" {
 		files = []string{file}
 	}
+	for _, file := range files {
+		if text, err := readSmall(file); err == nil {
+			return text, nil
+		}
+	}
+	return nil, errNoRoots
+}
+
+// systemRoots has the system's authorities among the files, for the backend at v.
+func (d *decoder) systemRoots(v *hujson.Value) {
+	if _, ok := d.files[SystemRoots]; ok {
+		return
+	}
 	if !d.given {
-		for _, file := range files {
-			if text, err := readSmall(file); err == nil {
-				d.files[SystemRoots] = text
-				return
-			}
+		if text, err := readSystemRoots(); err == nil {
+			d.files[SystemRoots] = text
+			return
 		}
 	}
 	d.at(v.StartOffset, "install the package ca-certificates, or set tls.ca_file",
-		"the backend's certificate cannot be verified: this system has no certificate authorities")
+		"the backend's certificate cannot be verified: %v", errNoRoots)
 }

@@ -31,7 +31,10 @@ type SSL struct {
 }
 
 // KeyPair names the PEM files of a certificate, with its chain, and its key.
-type KeyPair struct{ Certificate, Key string }
+type KeyPair struct {
+	Certificate string `json:"certificate,omitempty"`
+	Key         string `json:"key,omitempty"`
+}
 
 // SSLVersion is a version of TLS.
 type SSLVersion string
@@ -59,14 +62,6 @@ const (
 	ClientRequest ClientMode = "request" // it may; what it shows must be valid
 	ClientRequire ClientMode = "require"
 )
-
-// BackendTLS is how a backend with https is spoken to. Its certificate is
-// always verified.
-type BackendTLS struct {
-	CAFile     string // authorities; empty for the system's
-	ServerName string // what its certificate must be for; empty for the host's name
-	KeyPair           // what we show it; empty for nothing
-}
 
 // Files are the contents of the files that a configuration names, by their
 // joined paths.

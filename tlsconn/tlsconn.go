@@ -100,7 +100,7 @@ func (c *Conn) Handshake() error {
 // handshake is the coroutine.
 func (c *Conn) handshake(yield func(struct{}) bool) {
 	c.wire.yield = yield
-	c.err = c.tls.HandshakeContext(context.Background())
+	c.err = c.tls.HandshakeContext(context.WithValue(context.Background(), wireKey{}, &c.wire))
 }
 
 // Abort gives up a handshake that is under way. It must not be called while an

@@ -295,7 +295,7 @@ func TestOffloadedSignature(t *testing.T) {
 		cert := &server.Certificates[0]
 		server.Certificates = nil
 		server.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return Offloaded(hello, cert), nil
+			return Offloaded(hello.Context(), cert), nil
 		}
 		client := &end{seen: -1}
 		s := &end{seen: -1, peer: client}
@@ -315,6 +315,37 @@ func TestOffloadedSignature(t *testing.T) {
 		clientErr, serverErr := shake(client, s)
 		require.NoError(t, clientErr)
 		require.NoError(t, serverErr)
+	})
+}
+
+// A client's certificate is signed with on another thread, too.
+func TestOffloadedClientSignature(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	own := serverConfig(t, key).Certificates[0]
+	eachVersion(t, func(t *testing.T, version uint16) {
+		server, config := serverConfig(t, ecdsaKey(t)), clientConfig(version)
+		server.ClientAuth = tls.RequireAnyClientCert
+		config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return Offloaded(asked.Context(), &own), nil
+		}
+		client, s := pair(config, server)
+		for len(client.jobs) == 0 {
+			require.Equal(t, ErrAgain, client.Handshake())
+			if len(client.jobs) == 0 {
+				require.Equal(t, ErrAgain, s.Handshake())
+			}
+		}
+		require.True(t, client.Busy())
+		require.Equal(t, ErrAgain, client.Handshake(), "it rests while the job runs")
+		done := make(chan struct{})
+		go func() { client.jobs[0](); close(done) }()
+		<-done
+		client.jobs = nil
+		clientErr, serverErr := shake(client, s)
+		require.NoError(t, clientErr)
+		require.NoError(t, serverErr)
+		require.Len(t, s.State().PeerCertificates, 1)
 	})
 }
 

@@ -1,6 +1,7 @@
 package tlsconn
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
 	"io"
@@ -61,18 +62,22 @@ func (w *wire) SetDeadline(time.Time) error      { return nil }
 func (w *wire) SetReadDeadline(time.Time) error  { return nil }
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
+// wireKey is the key of a handshake's wire in its context.
+type wireKey struct{}
+
 // noAddr stands for addresses, which only the owner knows.
 type noAddr struct{}
 
 func (noAddr) Network() string { return "memory" }
 func (noAddr) String() string  { return "memory" }
 
-// Offloaded returns a copy of cert for the handshake of hello, whose private key
-// signs on another thread: an RSA signature takes about a millisecond.
-// hello is what a Conn's handshake gave to GetCertificate or
-// GetConfigForClient. A key that cannot sign is left to crypto/tls to refuse.
-func Offloaded(hello *tls.ClientHelloInfo, cert *tls.Certificate) *tls.Certificate {
-	w, ours := hello.Conn.(*wire)
+// Offloaded returns a copy of cert for the handshake that ctx is of, whose
+// private key signs on another thread: an RSA signature takes about a
+// millisecond. ctx is the Context of what a Conn's handshake gave to
+// GetCertificate, GetConfigForClient or GetClientCertificate. A key that cannot
+// sign is left to crypto/tls to refuse.
+func Offloaded(ctx context.Context, cert *tls.Certificate) *tls.Certificate {
+	w, ours := ctx.Value(wireKey{}).(*wire)
 	key, signs := cert.PrivateKey.(crypto.Signer)
 	if !ours || !signs {
 		return cert

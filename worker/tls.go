@@ -1,11 +1,11 @@
 package worker
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -16,9 +16,6 @@ import (
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/cloud-cup/cloud-cup/tlsconn"
 )
-
-// protocols is what is offered by ALPN (RFC 7301).
-var protocols = []string{"http/1.1"}
 
 // suites12 are those of TLS 1.2 with forward secrecy and AEAD. TLS 1.3 has no
 // others.
@@ -65,18 +62,14 @@ func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error
 		MinVersion:       versions[ssl.MinVersion],
 		CipherSuites:     suites12,
 		CurvePreferences: ssl.Curves,
-		NextProtos:       protocols,
+		NextProtos:       config.Protocols,
 		ClientAuth:       clientAuth[ssl.Client.Mode],
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			c := certificates[l.Certificate([]byte(hello.ServerName))]
-			if _, slow := c.PrivateKey.(*rsa.PrivateKey); slow {
-				c = tlsconn.Offloaded(hello, c)
-			}
-			return c, nil
+			return signing(hello.Context(), certificates[l.Certificate([]byte(hello.ServerName))]), nil
 		},
 	}
 	if ssl.Client.Mode != config.ClientOff {
-		pool, err := authorities(ssl.Client.CAFile, files)
+		pool, err := config.Authorities(ssl.Client.CAFile, files)
 		if err != nil {
 			return nil, err
 		}
@@ -85,48 +78,33 @@ func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error
 	return l, nil
 }
 
-// backendTLS builds what connections to a backend do their handshakes with.
-func backendTLS(b *config.Backend, files config.Files) (*tls.Config, error) {
-	name, _, err := net.SplitHostPort(b.Address())
-	if err != nil {
-		return nil, err
+// signing is cert as the handshake of ctx shows it: a key that takes its time
+// signs on another thread.
+func signing(ctx context.Context, cert *tls.Certificate) *tls.Certificate {
+	if _, slow := cert.PrivateKey.(*rsa.PrivateKey); slow {
+		return tlsconn.Offloaded(ctx, cert)
 	}
-	t := &b.TLS
-	if t.ServerName != "" {
-		name = t.ServerName
-	}
-	file := t.CAFile
-	if file == "" {
-		file = config.SystemRoots
-	}
-	pool, err := authorities(file, files)
-	if err != nil {
-		return nil, err
-	}
-	c := &tls.Config{
-		ServerName:         name,
-		RootCAs:            pool,
-		MinVersion:         tls.VersionTLS12,
-		NextProtos:         protocols,
-		ClientSessionCache: tls.NewLRUClientSessionCache(resumptions),
-	}
-	if t.Certificate != "" {
-		pair, err := tls.X509KeyPair(files[t.Certificate], files[t.Key])
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", t.Certificate, err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
+	return cert
 }
 
-// authorities reads the certificates that others are verified by.
-func authorities(file string, files config.Files) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(files[file]) {
-		return nil, fmt.Errorf("%s holds no certificate", file)
+// backendTLS builds what connections to a backend do their handshakes with.
+func backendTLS(b *config.Backend, files config.Files) (*tls.Config, error) {
+	c, err := b.ClientTLS(files)
+	if err != nil {
+		return nil, err
 	}
-	return pool, nil
+	c.ClientSessionCache = tls.NewLRUClientSessionCache(resumptions)
+	if len(c.Certificates) == 0 {
+		return c, nil
+	}
+	own := &c.Certificates[0]
+	c.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if asked.SupportsCertificate(own) != nil {
+			return new(tls.Certificate), nil // none, as crypto/tls does by itself
+		}
+		return signing(asked.Context(), own), nil
+	}
+	return c, nil
 }
 
 // ticketed is a configuration of TLS whose session tickets need keys.
