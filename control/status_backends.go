@@ -1,5 +1,7 @@
 package control
 
+import "github.com/cloud-cup/cloud-cup/config"
+
 // Administrative states of a backend.
 const (
 	BackendEnabled  = "enabled"
@@ -23,6 +25,9 @@ type BackendStatus struct {
 	Addresses []string `json:"addresses"` // empty while the name does not resolve
 	Routes    int      `json:"routes"`    // that name it
 	Error     string   `json:"error,omitempty"`
+	// TLS is how it is spoken to, if it is with TLS: the distinct ways of its
+	// routes.
+	TLS []config.BackendTLS `json:"tls,omitempty"`
 
 	State     string `json:"state"`
 	Weights   []int  `json:"weights"`              // as configured: the distinct ones of its routes

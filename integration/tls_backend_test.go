@@ -32,7 +32,8 @@ func toSecure(port, members string) string {
 		{"host": "https://127.0.0.1:%s", "tls": {%s}}]}}}`, port, members)
 }
 
-// Only a backend that is who it should be gets requests.
+// Only a backend that is who it should be gets requests, and a check tells the
+// same cause as the log.
 func TestTLSBackendVerified(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		a, strangers := newAuthority(t), newAuthority(t)
@@ -86,6 +87,11 @@ func TestTLSBackendVerified(t *testing.T) {
 				require.NoError(t, err)
 				require.Contains(t, told.Err, which.cause, which.name)
 				require.Contains(t, told.line, "127.0.0.1:"+port)
+			}
+			for _, args := range [][]string{{"check"}, {"check", "--get", "/"}, {"check", "-b", "https://127.0.0.1:" + port}} {
+				stdout, _, code := c.cupctl(args...)
+				require.Equal(t, which.cause == "", code == 0, "%s: %v: %s", which.name, args, stdout)
+				require.Contains(t, stdout, which.cause, "%s: %v", which.name, args)
 			}
 			c.stop()
 		}

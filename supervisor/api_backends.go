@@ -19,14 +19,14 @@ var adminStates = []string{
 
 // backendStatus lists the backends of g, the generation in force, by host.
 func (m *Master) backendStatus(g *generation, failures map[string]string) []control.BackendStatus {
-	routes, weights := g.hosts(), g.weights()
+	routes, weights, ways := g.hosts(), g.weights(), g.backendTLS()
 	views := m.shared.backends()
 	list := make([]control.BackendStatus, 0, len(views))
 	now := sys.Monotonic()
 	for i := range views {
 		v := &views[i]
 		b := control.BackendStatus{
-			Host: v.Host, Routes: routes[v.Host], Error: failures[v.Host], Addresses: []string{},
+			Host: v.Host, Routes: routes[v.Host], Error: failures[v.Host], Addresses: []string{}, TLS: ways[v.Host],
 			State: adminStates[v.State], Weights: weights[v.Host], Health: control.HealthUnresolved,
 			InFlight: v.Gauges.InFlight, Idle: v.Gauges.Idle, Requests: classesOf(&v.Totals.Requests),
 			Reasons: m.reasonCounts(v.Totals.Failures[:]), Retries: v.Totals.Retries, Connects: v.Totals.Connects, Reused: v.Totals.Reused,
@@ -78,6 +78,19 @@ func (g *generation) weights() map[string][]int {
 	}
 	for _, list := range found {
 		slices.Sort(list)
+	}
+	return found
+}
+
+// backendTLS is how each host with TLS is spoken to, in the order of the file.
+func (g *generation) backendTLS() map[string][]config.BackendTLS {
+	found := map[string][]config.BackendTLS{}
+	for i := range g.cfg.Routes {
+		for _, b := range g.cfg.Routes[i].Backends {
+			if b.Secure() && !slices.Contains(found[b.Host], b.TLS) {
+				found[b.Host] = append(found[b.Host], b.TLS)
+			}
+		}
 	}
 	return found
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -35,6 +36,7 @@ func (c *command) checkCommand() *cobra.Command {
 		Long: "With a file: validate it; no cloud-cup needs to run.\n" +
 			"Without one: connect from here to the backends of the configuration in force, or to those that -b and -r name.\n" +
 			"A backend is green if it can be connected to and answers a request, if one is sent, with a status below 500.\n" +
+			"With https it must also show a certificate that is trusted and take ours, by the backend's tls in the configuration.\n" +
 			"If one is red, the exit code is 1.",
 		Example: "  cupctl check cup.json\n  cupctl check -r '/game/*' --get /game/health",
 		Args: func(_ *cobra.Command, args []string) error {
@@ -64,7 +66,7 @@ func (c *command) checkCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&f.backends, "backend", "b", nil, "an address to connect to: IP:port, name:port or unix:PATH (several times for several)")
+	flags.StringArrayVarP(&f.backends, "backend", "b", nil, "an address to connect to: IP:port, name:port, https://name:port or unix:PATH (several times for several)")
 	flags.StringVarP(&f.route, "route", "r", "", "the pattern of a route whose backends are connected to")
 	flags.StringVar(&f.get, "get", "", "also send a GET for this path")
 	flags.StringVar(&f.head, "head", "", "also send a HEAD for this path")
@@ -99,8 +101,12 @@ func (c *command) checkFile(path string) error {
 	})
 }
 
-// question is a backend with one of its addresses.
-type question struct{ host, address string }
+// question is a backend with one of its addresses, which is empty if its name
+// does not resolve for the master.
+type question struct {
+	backend config.Backend
+	address string
+}
 
 func (c *command) checkBackends(f *checks) error {
 	questions, err := c.questions(f)
@@ -124,15 +130,11 @@ func (c *command) checkBackends(f *checks) error {
 	return nil
 }
 
-// questions are the backends that the flags mean. A backend whose name does not
-// resolve for the master has no address.
+// questions are the backends that the flags mean.
 func (c *command) questions(f *checks) ([]question, error) {
-	var list []question
-	for _, host := range f.backends {
-		list = append(list, question{host, host})
-	}
-	if len(list) > 0 && f.route == "" {
-		return list, nil
+	list, err := c.named(f.backends)
+	if err != nil || len(list) > 0 && f.route == "" {
+		return list, err
 	}
 	backends, err := c.client().Backends()
 	if err != nil {
@@ -144,14 +146,51 @@ func (c *command) questions(f *checks) ([]question, error) {
 		}
 	}
 	for _, b := range backends {
-		for _, address := range b.Addresses {
-			list = append(list, question{b.Host, address})
+		addresses := b.Addresses
+		if len(addresses) == 0 {
+			addresses = []string{""}
 		}
-		if len(b.Addresses) == 0 {
-			list = append(list, question{b.Host, ""})
+		for _, address := range addresses {
+			list = append(list, ways(b.Host, address, b.TLS)...)
 		}
 	}
 	return list, nil
+}
+
+// named are the backends of -b. Those with https are asked as the configuration
+// in force has it, or, if it does not know them or cannot be asked, with the
+// system's authorities.
+func (c *command) named(hosts []string) (list []question, err error) {
+	var known []control.BackendStatus
+	secure := func(host string) bool { return (&config.Backend{Host: host}).Secure() }
+	if slices.ContainsFunc(hosts, secure) {
+		known, err = c.client().Backends()
+		if err != nil && !errors.Is(err, control.ErrNotRunning) && !errors.Is(err, control.ErrDenied) {
+			return nil, err
+		}
+	}
+	for _, host := range hosts {
+		if _, _, err := net.SplitHostPort(config.Address(host)); err != nil && secure(host) {
+			host += ":443"
+		}
+		var how []config.BackendTLS
+		if i := slices.IndexFunc(known, func(b control.BackendStatus) bool { return b.Host == host }); i >= 0 {
+			how = known[i].TLS
+		}
+		list = append(list, ways(host, config.Address(host), how)...)
+	}
+	return list, nil
+}
+
+// ways is one question for each of the ways in which a backend is spoken to.
+func ways(host, address string, how []config.BackendTLS) (list []question) {
+	if len(how) == 0 {
+		how = make([]config.BackendTLS, 1)
+	}
+	for _, t := range how {
+		list = append(list, question{config.Backend{Host: host, TLS: t}, address})
+	}
+	return list
 }
 
 // ofRoute are those backends that the route with the pattern names.
@@ -175,12 +214,12 @@ func askAll(probe *control.Probe, questions []question) []control.Probed {
 	var wg sync.WaitGroup
 	for i, q := range questions {
 		if q.address == "" {
-			results[i] = control.Probed{Backend: q.host, Error: "the name does not resolve"}
+			results[i] = control.Probed{Backend: q.backend.Host, Error: "the name does not resolve"}
 			continue
 		}
 		turns <- struct{}{}
 		wg.Go(func() {
-			results[i] = probe.Ask(q.host, q.address)
+			results[i] = probe.Ask(&q.backend, q.address)
 			<-turns
 		})
 	}
@@ -196,12 +235,16 @@ func (s *screen) probed(list []control.Probed) error {
 			state = "green"
 		}
 		address := r.Address
-		if address == r.Backend {
+		if address == config.Address(r.Backend) {
 			address = ""
 		}
+		until := ""
+		if r.NotAfter != nil {
+			until = r.NotAfter.UTC().Format(time.RFC3339)
+		}
 		rows = append(rows, []string{
-			r.Backend, dash(address), state, fmt.Sprintf("%.1fms", r.Seconds*1e3), number(r.Status), dash(strings.TrimSpace(r.Error)),
+			r.Backend, dash(address), state, fmt.Sprintf("%.1fms", r.Seconds*1e3), number(r.Status), dash(r.TLS), dash(until), dash(strings.TrimSpace(r.Error)),
 		})
 	}
-	return s.table([]string{"BACKEND", "ADDRESS", "STATE", "TIME", "STATUS", "ERROR"}, rows)
+	return s.table([]string{"BACKEND", "ADDRESS", "STATE", "TIME", "STATUS", "TLS", "VALID UNTIL", "ERROR"}, rows)
 }
