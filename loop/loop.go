@@ -115,6 +115,10 @@ type Engine interface {
 	// SHUT_RDWR. Receives in flight end with N = 0 after SHUT_RDWR, sends
 	// with EPIPE.
 	Shutdown(fd int32, how int) syscall.Errno
+	// SendNow is send(2) without waiting, and without a result to come: the
+	// last words on a connection. It returns how much of b the kernel had
+	// room for. No Send may be in flight.
+	SendNow(fd int32, b []byte) int
 	// CloseFD closes an attached descriptor that has no Op in flight, with
 	// the next Poll at the latest.
 	CloseFD(fd int32)

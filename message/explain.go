@@ -160,6 +160,7 @@ var explanations = [reasonCount]Explanation{
 		},
 		[]string{
 			"the log tells the cause: \"TLS with a backend failed\", once a minute for each backend and worker",
+			"cupctl check -b https://HOST:PORT does the handshake from here, and tells the cause and when the certificate expires",
 			"openssl s_client -connect HOST:PORT -servername NAME shows the certificate",
 			"set tls.ca_file or tls.server_name of the backend; its certificate is always verified",
 		},

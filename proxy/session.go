@@ -279,6 +279,25 @@ func (s *session) shake() {
 	}
 }
 
+// partWith tells a backend why its connection is closed, as far as that takes no
+// waiting: the alert of a session that failed, which is queued, or a close_notify
+// in an idle one.
+func (s *session) partWith(idle bool) {
+	c := s.c
+	if c.send.InFlight() || c.sendFault != 0 || c.eof {
+		return
+	}
+	if idle && s.tls.CloseWrite() != nil {
+		return
+	}
+	s.closed = true
+	for _, seg := range s.out.segs[s.out.head:] {
+		if c.p.engine.SendNow(c.fd, seg.b) < len(seg.b) {
+			return
+		}
+	}
+}
+
 // refuse ends a session whose handshake failed. The alert for the peer is
 // queued already.
 func (s *session) refuse(err error) {

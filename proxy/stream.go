@@ -182,6 +182,9 @@ func (st *stream) become(next streamState) {
 			st.backend.unlink(st)
 		}
 	}
+	if next == streamClosing && st.tls != nil && (st.state == streamIdle || st.fault == syscall.EPROTO) {
+		st.tls.partWith(st.state == streamIdle && st.fault == 0)
+	}
 	st.state = next
 	if next == streamClosing {
 		if st.connect.InFlight() {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -305,6 +306,60 @@ func TestTLSBackendThatIsNotTrusted(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 502, res.StatusCode)
 		require.Contains(t, readAll(t, res), "backend_tls")
+	})
+}
+
+// finConn tells a FIN from the end that TLS knows.
+type finConn struct{ net.Conn }
+
+var errFIN = errors.New("a FIN without close_notify")
+
+func (c finConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err == io.EOF {
+		err = errFIN
+	}
+	return n, err
+}
+
+// A backend is told why we leave: whose certificate is refused gets an alert,
+// and whose connection was idle for too long a close_notify.
+func TestTLSBackendIsToldOfTheEnd(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		id, err := newIdentity()
+		require.NoError(t, err)
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			config := id.server()
+			config.MaxVersion = version
+			ended := make(chan error, 1)
+			addr := scripted(t, func(n int, c *net.TCPConn) {
+				s := tls.Server(finConn{c}, config)
+				in := bufio.NewReader(s)
+				_, err := http.ReadRequest(in)
+				if err == nil {
+					_, _ = io.WriteString(s, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+					_, err = in.ReadByte()
+				}
+				ended <- err
+			})
+			routes := to(addr)
+			routes[0].Backends[0].TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"}
+			r := start(t, engine, routes, nil)
+			res, err := http.Get("http://" + r.addr + "/")
+			require.NoError(t, err)
+			require.Contains(t, readAll(t, res), "backend_tls")
+			require.ErrorContains(t, <-ended, "remote error: tls: bad certificate")
+			r.stop()
+
+			routes[0].Backends[0].TLS = id.client()
+			r = start(t, engine, routes, func(s *proxy.Snapshot) { s.Routes[0].Timeouts.BackendIdle = 100 * time.Millisecond })
+			res, err = http.Get("http://" + r.addr + "/")
+			require.NoError(t, err)
+			require.Equal(t, 200, res.StatusCode)
+			readAll(t, res)
+			require.Equal(t, io.EOF, <-ended)
+			r.stop()
+		}
 	})
 }
 

@@ -577,6 +577,13 @@ func (e *engine) Unsent(fd int32) int {
 	return sys.Unsent(fd)
 }
 
+func (e *engine) SendNow(fd int32, b []byte) int {
+	e.at(fd)
+	e.stats.Calls++
+	n, _ := sys.Send(fd, b) // why not is of no interest
+	return n
+}
+
 func (e *engine) Abort(fd int32) {
 	e.at(fd)
 	e.stats.Calls++

@@ -228,6 +228,14 @@ func (e *FaultyEngine) Shutdown(fd int32, how int) syscall.Errno {
 	return e.Engine.Shutdown(fd, how)
 }
 
+// SendNow sends nothing on a connection that was reset.
+func (e *FaultyEngine) SendNow(fd int32, b []byte) int {
+	if c := e.conns[fd]; c != nil && c.broken {
+		return 0
+	}
+	return e.Engine.SendNow(fd, b)
+}
+
 // CloseFD forgets what was held back.
 func (e *FaultyEngine) CloseFD(fd int32) {
 	if c := e.conns[fd]; c != nil {

@@ -42,7 +42,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"data and the end at once", 8 << 20, testDataThenEnd},
 		{"data and a reset at once", 8 << 20, testDataThenReset},
 		{"half-close", 8 << 20, testHalfClose},
-		{"shutdown ends operations", 8 << 20, testShutdown},
+		{"shutdown ends operations, last words arrive", 8 << 20, testShutdown},
 		{"abort", 8 << 20, testAbort},
 		{"send", 8 << 20, testSend},
 		{"send to a slow reader", 8 << 20, testSendSlow},

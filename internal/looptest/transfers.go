@@ -304,6 +304,33 @@ func testAbort(r *rig) {
 	require.ErrorIs(r, err, syscall.ECONNRESET)
 }
 
+// lastWords: they arrive behind what was sent, if there is room, and a receive in
+// flight does not keep them; if there is none, nothing waits.
+func (r *rig) lastWords() {
+	fd, peer := r.pair()
+	k := r.start(loop.Op{Code: loop.RecvMulti, FD: fd, Size: loop.ClassHead})
+	require.NoError(r, r.Poll(0, r.deliver))
+	s := r.send(fd, pattern(0, 1000))
+	require.Equal(r, 1000, r.result(s).n)
+	require.Equal(r, 10, r.SendNow(fd, pattern(1000, 10)))
+	require.Zero(r, r.Shutdown(fd, unix.SHUT_RDWR))
+	require.Equal(r, result{}, r.result(k))
+	r.close(fd)
+	require.NoError(r, r.Poll(0, r.deliver))
+	require.NoError(r, peer.SetReadDeadline(time.Now().Add(patience)))
+	got, err := io.ReadAll(peer)
+	require.NoError(r, err)
+	require.True(r, matches(got, 0))
+	require.Len(r, got, 1010)
+
+	full, _ := r.pair()
+	b := r.blockedSend(full)
+	r.Cancel(&b.Op)
+	r.result(b)
+	require.Zero(r, r.SendNow(full, pattern(0, 10)))
+	r.close(full)
+}
+
 // Shutdown is how operations are asked to end.
 func testShutdown(r *rig) {
 	for _, code := range []loop.Code{loop.Recv, loop.RecvMulti} {
@@ -322,6 +349,7 @@ func testShutdown(r *rig) {
 		require.Equal(r, syscall.Errno(0), r.Shutdown(fd, unix.SHUT_RDWR)&^syscall.ENOTCONN)
 		r.close(fd)
 	}
+	r.lastWords()
 }
 
 func testSend(r *rig) {
