@@ -45,6 +45,7 @@ type client struct {
 	listener  *listener
 	x         *exchange // from a head's first byte to its exchange's end
 	requests  int
+	last      bool   // the request said that no other follows it, and has no body
 	discarded int    // bytes thrown away while lingering
 	location  []byte // where the next answer of our own sends the client on to
 	unsent    int    // what Unsent said at the last deadline of a stalled send
@@ -53,7 +54,8 @@ type client struct {
 
 // lingerBytes and lingerTime bound what is discarded after the last response,
 // so that the client reads it and our FIN, and not a RST that overtakes them
-// (RFC 9112 9.6).
+// (RFC 9112 9.6). A client that has said that it sends no more is not waited
+// for.
 const (
 	lingerBytes = 1 << 20
 	lingerTime  = int64(2e9)
@@ -133,7 +135,7 @@ func (c *client) advance() {
 			if !c.endSession() {
 				return
 			}
-			if c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
+			if c.last && c.in.empty() && c.tls == nil || c.p.engine.Shutdown(c.fd, unix.SHUT_WR) != 0 || c.eof {
 				c.become(clientClosing)
 				return
 			}

@@ -311,14 +311,10 @@ func (c *conn) close() {
 	if c.abort {
 		c.p.engine.Abort(c.fd)
 	}
-	if c.recv.InFlight() || c.send.InFlight() {
-		// Ends both; a receive in flight would otherwise hold back the FIN.
-		if c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0 {
-			c.p.engine.Cancel(&c.send)
-		}
-		// A receive that waits for a buffer is not in the kernel.
-		c.p.engine.Cancel(&c.recv)
+	if c.send.InFlight() && (c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0) {
+		c.p.engine.Cancel(&c.send)
 	}
+	c.p.engine.Cancel(&c.recv)
 	if !c.send.InFlight() {
 		c.out.drop()
 	}

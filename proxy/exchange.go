@@ -93,6 +93,8 @@ func (x *exchange) begin(n int) {
 	x.keep = req.Persistent && !p.draining && !asksUpgrade(req) &&
 		(limits.RequestsPerConnection == 0 || c.requests < limits.RequestsPerConnection)
 
+	c.last = !req.Persistent && !asksUpgrade(req) && req.Framing == message.FramingNone
+
 	x.route, _ = p.snap.table.Lookup(req.Text(req.Host), req.Text(req.Path))
 	x.opened()
 	x.keepHead()

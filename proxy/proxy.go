@@ -462,7 +462,7 @@ func (p *Proxy) takeClient() *client {
 }
 
 func (p *Proxy) putClient(c *client) {
-	c.requests, c.discarded, c.unsent = 0, 0, 0
+	c.requests, c.discarded, c.unsent, c.last = 0, 0, 0, false
 	c.next, p.freeClients = p.freeClients, c
 	p.clients--
 	p.rows.Load.Clients.Add(-1)

@@ -308,6 +308,45 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
+// A client that has said that its request is the last is not waited for: its
+// connection is closed before it closes its side. Others are, so that no RST
+// overtakes their response.
+func TestLastRequestIsNotWaitedFor(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			for in := bufio.NewReader(c); ; {
+				if _, err := head(in); err != nil {
+					return
+				}
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		for _, test := range []struct {
+			request string
+			waited  bool
+		}{
+			{"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", false},
+			{"GET / HTTP/1.0\r\nHost: a\r\n\r\n", false},
+			{"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\n", true},
+			{"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", true},
+		} {
+			c := r.dial()
+			_, err := io.WriteString(c, test.request)
+			require.NoError(t, err)
+			all, err := io.ReadAll(c)
+			require.NoError(t, err, test.request)
+			require.True(t, strings.HasSuffix(string(all), "ok"), test.request)
+			if test.waited {
+				require.EqualValues(t, 1, r.counted().Connections, test.request)
+				require.NoError(t, c.CloseWrite())
+			}
+			require.Eventually(t, func() bool { return r.counted().Connections == 0 }, patience, time.Millisecond, test.request)
+			require.NoError(t, c.Close())
+		}
+	})
+}
+
 func TestClientGone(t *testing.T) {
 	each(t, func(t *testing.T, engine string) {
 		gone := make(chan error, 1)
