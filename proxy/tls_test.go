@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
 )
@@ -199,7 +200,8 @@ func TestTLSVanishingClients(t *testing.T) {
 	})
 }
 
-// What is kept of handshakes that do not end is bounded: the long ones fail.
+// What is kept of handshakes that do not end is bounded: the long ones fail,
+// with clients and with backends.
 func TestTLSLongHandshakes(t *testing.T) {
 	// One handshake message of 60,000 bytes, of which the last records are
 	// missing: types and lengths (RFC 8446 4 and 5.1), no content.
@@ -212,7 +214,20 @@ func TestTLSLongHandshakes(t *testing.T) {
 	}
 	each(t, func(t *testing.T, engine string) {
 		server, client := serverTLS(t)
-		r := start(t, engine, to(serve(t, echo)), func(s *proxy.Snapshot) {
+		chain := server.Certificates[0]
+		for length := 0; length < 200<<10; length += len(chain.Certificate[0]) { // TLS 1.3 allows 256 KiB
+			chain.Certificate = append(chain.Certificate, chain.Certificate[0])
+		}
+		backend := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Connection", "close") // each request has its handshake
+			echo(w, r)
+		}))
+		backend.TLS = &tls.Config{Certificates: []tls.Certificate{chain}}
+		backend.StartTLS()
+		t.Cleanup(backend.Close)
+		routes := append(to(serve(t, echo)), routeTo("/chain", backend.Listener.Addr().String()))
+		routes[1].Backends[0].TLS = client
+		r := start(t, engine, routes, func(s *proxy.Snapshot) {
 			s.TLS = onListener(server)
 			s.Limits.Memory = 32 << 20
 		})
@@ -225,17 +240,20 @@ func TestTLSLongHandshakes(t *testing.T) {
 			}
 			return conns
 		}
-		ask := func() {
+		ask := func(path string, status int) {
 			transport := &http.Transport{TLSClientConfig: client, DisableKeepAlives: true}
-			res, err := (&http.Client{Transport: transport}).Post("https://"+r.addr+"/", "text/plain", strings.NewReader("hello"))
+			res, err := (&http.Client{Transport: transport}).Post("https://"+r.addr+path, "text/plain", strings.NewReader("hello"))
 			require.NoError(t, err)
-			readAll(t, res)
-			require.Equal(t, 200, res.StatusCode)
+			body := readAll(t, res)
+			require.Equal(t, status, res.StatusCode, body)
 		}
+		ask("/chain", 200)
 		conns := begin(120) // 5.8 MB, of which 4 MB are kept
 		require.Eventually(t, func() bool { return r.counted().HandshakesFailed > 0 }, patience, 10*time.Millisecond)
 		require.Less(t, int(r.counted().HandshakesFailed), 120)
-		ask()
+		ask("/", 200)
+		ask("/chain", 503)
+		require.Positive(t, r.counted().Reasons[message.ReasonMemory])
 		for _, conn := range conns {
 			conn.Close()
 		}
@@ -245,7 +263,8 @@ func TestTLSLongHandshakes(t *testing.T) {
 		for _, conn := range begin(60) { // what the others held is given back
 			defer conn.Close()
 		}
-		ask()
+		ask("/", 200)
+		ask("/chain", 200)
 		require.Equal(t, failed, r.counted().HandshakesFailed)
 	})
 }
