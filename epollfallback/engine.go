@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -51,12 +50,12 @@ type desc struct {
 	starved  bool       // in engine.starved
 	recvSize loop.Class // of recv
 
-	busy    int // Ops in flight
-	multi   int // bytes delivered in this RecvMulti series
+	busy    int32 // Ops in flight
+	multi   int32 // bytes delivered in this RecvMulti series
 	recv    *loop.Op
 	send    *loop.Op
 	connect *loop.Op
-	accepts queue[*loop.Op] // those that wait
+	accepts *queue[*loop.Op] // of a listener: those that wait; nil: none ever did
 }
 
 // engine implements loop.Engine.
@@ -64,7 +63,7 @@ type engine struct {
 	pool *loop.Pool
 	epfd int32
 
-	descs   []*desc // by descriptor number
+	descs   loop.Table[desc] // by descriptor
 	events  []unix.EpollEvent
 	results queue[*loop.Op] // known and cancelled ones
 	ready   []*desc         // to be served by the next turn
@@ -153,19 +152,16 @@ func (e *engine) Attach(fd int32) error {
 	if errno := e.attach(fd); errno != 0 {
 		return fmt.Errorf("attach descriptor %d: %w", fd, errno)
 	}
-	e.descs[fd].shared = true
+	e.descs.At(int(fd)).shared = true
 	return nil
 }
 
 // attach registers fd. The first wait after it reports what fd is ready for.
 func (e *engine) attach(fd int32) syscall.Errno {
-	for int(fd) >= len(e.descs) {
-		e.descs = append(e.descs, nil)
-	}
-	d := e.descs[fd]
-	if d == nil {
-		d = &desc{fd: fd, age: 1}
-		e.descs[fd] = d
+	e.descs.Grow(int(fd) + 1)
+	d := e.descs.At(int(fd))
+	if d.age == 0 {
+		d.fd, d.age = fd, 1
 	}
 	if d.attached {
 		return syscall.EEXIST
@@ -182,10 +178,12 @@ func (e *engine) attach(fd int32) syscall.Errno {
 
 // of finds the desc of an attached descriptor.
 func (e *engine) of(fd int32, what string) *desc {
-	if fd < 0 || int(fd) >= len(e.descs) || e.descs[fd] == nil || !e.descs[fd].attached {
-		panic(fmt.Sprintf("epollfallback: %s: descriptor %d is not attached", what, fd))
+	if uint(fd) < uint(e.descs.Len()) {
+		if d := e.descs.At(int(fd)); d.attached {
+			return d
+		}
 	}
-	return e.descs[fd]
+	panic(fmt.Sprintf("epollfallback: %s: descriptor %d is not attached", what, fd))
 }
 
 func (e *engine) CloseFD(fd int32) {
@@ -246,7 +244,12 @@ func (e *engine) Submit(op *loop.Op) {
 	switch op.Code {
 	case loop.Accept:
 		e.begin(op, d)
-		op.Addr = netip.AddrPort{}
+		if op.Peer != nil {
+			*op.Peer = loop.Addr{}
+		}
+		if d.accepts == nil {
+			d.accepts = new(queue[*loop.Op])
+		}
 		d.accepts.push(op)
 		if d.readable {
 			e.queue(d)
@@ -306,7 +309,7 @@ func (e *engine) Cancel(op *loop.Op) {
 	// looking at the last one of a series.
 	op.Engine = opCancelled
 	e.results.push(op)
-	d := e.descs[op.FD]
+	d := e.descs.At(int(op.FD))
 	switch {
 	case op.Code == loop.Accept:
 		d.accepts.remove(op)
@@ -427,7 +430,7 @@ func (e *engine) note(event *unix.EpollEvent) {
 		e.woken.Store(false)
 		return
 	}
-	d := e.descs[event.Fd]
+	d := e.descs.At(int(event.Fd))
 	if d.age != uint32(event.Pad) {
 		e.stats.Stale++
 		return
@@ -467,14 +470,16 @@ func (e *engine) serve(d *desc) {
 			e.trySend(d)
 		}
 	}
-	for range d.accepts.len() {
-		if !d.readable || d.accepts.len() == 0 {
-			break
+	if d.accepts != nil {
+		for range d.accepts.len() {
+			if !d.readable || d.accepts.len() == 0 {
+				break
+			}
+			e.tryAccept(d)
 		}
-		e.tryAccept(d)
-	}
-	if d.readable && d.accepts.len() > 0 {
-		e.queue(d)
+		if d.readable && d.accepts.len() > 0 {
+			e.queue(d)
+		}
 	}
 	if d.readable && !d.starved && d.recv != nil && d.recv.Engine == opWaiting {
 		e.tryRecv(d)
@@ -490,7 +495,7 @@ func (e *engine) finish(op *loop.Op) {
 	e.stats.InFlight--
 	e.stats.Results++
 	if op.FD >= 0 { // else a connect without a socket
-		d := e.descs[op.FD]
+		d := e.descs.At(int(op.FD))
 		d.busy--
 		switch op.Code {
 		case loop.Recv, loop.RecvMulti:

@@ -132,7 +132,7 @@ func TestStaleEvents(t *testing.T) {
 	e, fd, peer := opened(t)
 	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 100)
 	require.NoError(t, err)
-	e.descs[fd].shared = false // as if it were our own
+	e.descs.At(int(fd)).shared = false // as if it were our own
 	e.CloseFD(fd)
 
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)

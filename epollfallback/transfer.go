@@ -20,7 +20,7 @@ func (e *engine) submitConnect(op *loop.Op) {
 		return
 	}
 	op.FD = fd
-	d := e.descs[fd]
+	d := e.descs.At(int(fd))
 	d.connect = op
 	e.begin(op, d)
 	if errno != syscall.EINPROGRESS {
@@ -77,9 +77,11 @@ func (e *engine) tryAccept(d *desc) {
 		e.finishAccept(d, 0, errno)
 		return
 	}
-	e.descs[fd].writable = true
+	e.descs.At(int(fd)).writable = true
 	op := d.accepts.first()
-	op.Addr = e.address.AddrPort()
+	if op.Peer != nil {
+		op.Peer.AddrPort = e.address.AddrPort()
+	}
 	e.finishAccept(d, int(fd), 0)
 }
 
@@ -165,7 +167,7 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 	var errno syscall.Errno
 	if buf.IsPipe() {
 		_, to := buf.Ends()
-		n, errno = sys.Splice(d.fd, to, op.Max)
+		n, errno = sys.Splice(d.fd, to, int(op.Max))
 		buf.Moved(n)
 	} else {
 		n, errno = sys.Recv(d.fd, buf.Bytes())
@@ -186,7 +188,7 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 	}
 	op.N, op.Err, op.More, op.Buf = n, 0, false, buf
 	if op.Code == loop.RecvMulti {
-		d.multi += n
+		d.multi += int32(n)
 		op.More = d.multi < loop.MultiBytes
 	}
 	if !op.More {

@@ -17,8 +17,8 @@ type Code uint8
 
 const (
 	// Accept takes one connection from the listener FD. On success N is the
-	// new descriptor (non-blocking, close-on-exec, attached) and Addr the
-	// peer's address (the zero AddrPort for unix sockets).
+	// new descriptor (non-blocking, close-on-exec, attached) and Peer's
+	// AddrPort the peer's address (the zero AddrPort for unix sockets).
 	Accept Code = iota + 1
 	// Connect creates a socket and connects it to Peer. Submit sets FD
 	// (attached; TCP_NODELAY is set, and no pacing if Peer is on the
@@ -61,31 +61,33 @@ type Token struct{ Index, Age uint32 }
 
 // Op is one operation. It belongs to its submitter before Submit and after the
 // final delivery, and to the engine in between. Ops are embedded in the
-// objects they serve and used again; nothing is allocated per operation.
+// objects they serve and used again; nothing is allocated per operation. Every
+// connection has one that waits for its peer: they are kept small.
 type Op struct {
 	// Set by the submitter.
 
 	Code Code
 	Tag  uint8 // the submitter's: which of the object's Ops this is
 	Size Class // Recv: class of the buffer to receive into, ClassHead, ClassBody or ClassPipe
-	Max  int   // Recv into a pipe: the most bytes to take
+	More bool  // set by the engine before delivery. RecvMulti: the series goes on
 	FD   int32 // the descriptor; set by Submit for Connect
 	User Token // the submitter's: the object this Op serves
-	Peer *Addr // Connect: where to; must not change while in flight
+	// Peer is where a Connect goes to, and where an Accept puts the peer's
+	// address, unless it is nil. It is the engine's while the Op is in flight.
+	Peer *Addr
 	Vecs [][]byte
 	Pipe *Buffer // Send: a ClassPipe buffer that holds bytes; nil: Vecs
-
-	// Set by the engine before delivery.
-
-	N    int            // bytes moved, or the accepted descriptor
-	Err  syscall.Errno  // 0, or why not; ECANCELED after Cancel
-	More bool           // RecvMulti: the series goes on
-	Buf  *Buffer        // receives with N > 0: the data is Buf.Bytes()[:N]; one count is handed over
-	Addr netip.AddrPort // Accept: the peer
+	Max  int32   // Recv into a pipe: the most bytes to take
 
 	// Engine is the engine's own: zero when the Op is not in flight. The
 	// submitter may read it as "in flight" by InFlight and never writes it.
 	Engine uint32
+
+	// Set by the engine before delivery.
+
+	N   int           // bytes moved, or the accepted descriptor
+	Err syscall.Errno // 0, or why not; ECANCELED after Cancel
+	Buf *Buffer       // receives with N > 0: the data is Buf.Bytes()[:N]; one count is handed over
 }
 
 // InFlight reports whether the Op was submitted and its final result is not
@@ -163,7 +165,7 @@ type Stats struct {
 	BuffersOut int    // bytes of the buffers the engine holds for the kernel to fill
 }
 
-// Addr is a socket address to connect to.
+// Addr is the address of a peer's socket.
 type Addr struct {
 	AddrPort netip.AddrPort // a TCP address, if Path is empty
 	Path     string         // a unix socket; abstract if it begins with '@'

@@ -25,9 +25,9 @@ type Timer struct {
 	User Token // the owner's: the object this Timer serves
 	Tag  uint8 // the owner's: which of the object's Timers this is
 
-	next, prev *Timer
-	due        int64 // tick
 	slot       int16 // 1 + level*64 + index, or 0 when not scheduled
+	due        int64 // tick
+	next, prev *Timer
 }
 
 // Scheduled reports whether the Timer is to fire.

@@ -30,6 +30,7 @@ type listener struct {
 	port   []byte // of the address, as text
 	shared bool   // other workers accept from it, too
 	ops    [acceptsMax]loop.Op
+	peers  [acceptsMax]loop.Addr // that ops brought
 
 	leaving leaving
 	took    bool   // an accept succeeded since the last look: there may be more
@@ -66,7 +67,7 @@ func (p *Proxy) Listen(id uint32, fd int32, address, root string, shared bool) e
 	}
 	l := &listener{id: id, index: uint32(index), fd: fd, root: root, port: portOf(address), shared: shared}
 	for i := range l.ops {
-		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}}
+		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}, Peer: &l.peers[i]}
 	}
 	p.listeners[index] = l
 	p.armAccepts()

@@ -90,7 +90,7 @@ func (e *instant) accept() {
 	op := e.accepts[0]
 	e.accepts = e.accepts[1:]
 	fd := e.socket(true)
-	op.N, op.Addr = int(fd), netip.MustParseAddrPort("127.0.0.1:1")
+	op.N, op.Peer.AddrPort = int(fd), netip.MustParseAddrPort("127.0.0.1:1")
 	e.results = append(e.results, op)
 	e.arrive(fd, e.request)
 }

@@ -40,15 +40,13 @@ var clientMoves = [clientStates][clientStates]bool{
 type client struct {
 	conn
 	state     clientState
+	last      bool // the request said that no other follows it, and has no body
+	requests  int32
+	discarded int32      // bytes thrown away while lingering
+	unsent    int32      // what Unsent said at the last deadline of a stalled send
 	addr      netip.Addr // invalid for unix sockets
-	addrText  []byte     // the same; empty for unix sockets
 	listener  *listener
 	x         *exchange // from a head's first byte to its exchange's end
-	requests  int
-	last      bool   // the request said that no other follows it, and has no body
-	discarded int    // bytes thrown away while lingering
-	location  []byte // where the next answer of our own sends the client on to
-	unsent    int    // what Unsent said at the last deadline of a stalled send
 	next      *client
 }
 
@@ -79,22 +77,13 @@ func (p *Proxy) accepted(l *listener, op *loop.Op) {
 	c := p.takeClient()
 	c.open(int32(op.N))
 	c.listener = l
-	c.setAddr(op.Addr.Addr().Unmap())
+	c.addr = op.Peer.AddrPort.Addr().Unmap()
 	c.become(clientIdle)
 	if policy := p.snap.TLS[l.root]; policy != nil {
 		c.secure(tlsconn.Server, policy.Config).policy = policy
 	}
 	p.counters.Accepted++
 	c.mark()
-}
-
-// setAddr notes where the client is. The text is made once: every request
-// wants it.
-func (c *client) setAddr(addr netip.Addr) {
-	c.addr, c.addrText = addr, c.addrText[:0]
-	if addr.IsValid() {
-		c.addrText = addr.AppendTo(c.addrText)
-	}
 }
 
 func (c *client) advance() {
@@ -143,7 +132,7 @@ func (c *client) advance() {
 		case clientLinger:
 			for !c.in.empty() {
 				n := c.in.size()
-				c.discarded += n
+				c.discarded += int32(n)
 				c.in.consume(n)
 			}
 			if c.eof || c.discarded > lingerBytes {
@@ -373,7 +362,7 @@ func (c *client) timeout() {
 // deadline. The send buffer is large: what the client's kernel has
 // acknowledged meanwhile is progress, too.
 func (c *client) stalled() {
-	left := c.p.engine.Unsent(c.fd)
+	left := int32(c.p.engine.Unsent(c.fd)) // the kernel has an int for it, too
 	if left >= 0 && (c.unsent == 0 || left < c.unsent) {
 		c.unsent = left
 		return // the deadline starts anew

@@ -17,9 +17,13 @@ type conn struct {
 	self loop.Token
 	fd   int32
 
+	waits    wait
+	eof      bool // the peer's FIN was received
+	progress bool // something moved since the deadline was set
+	isClient bool
+
 	recv  loop.Op
-	send  loop.Op
-	batch *batch // of the send in flight
+	batch *batch // the send in flight; nil: none is
 
 	in  inQueue
 	out outQueue
@@ -35,17 +39,13 @@ type conn struct {
 	timerAt  int64 // when the timer fires, 0 if it is not scheduled
 	deadline int64 // when owner.timeout is due, 0 for never: the timer may fire earlier
 	since    int64 // when the deadline began
-	waits    wait
 
-	eof       bool          // the peer's FIN was received
 	fault     syscall.Errno // the receive side failed
 	sendFault syscall.Errno // the send side failed: nothing more can be sent
-	progress  bool          // something moved since the deadline was set
-	isClient  bool
-	dirty     bool // in p.dirty
-	starved   bool // in p.starved
-	abort     bool // closing is to send a RST
-	closing   bool // waiting for operations to come back, then freed
+	dirty     bool          // in p.dirty
+	starved   bool          // in p.starved
+	abort     bool          // closing is to send a RST
+	closing   bool          // waiting for operations to come back, then freed
 }
 
 // owner is what a conn carries: a client connection or a backend stream.
@@ -92,9 +92,10 @@ const (
 	tagAccept
 )
 
-// batch is the vectors of one send. It is borrowed while the send is in
+// batch is one send with its vectors. It is borrowed while the send is in
 // flight, so that idle connections do not carry it.
 type batch struct {
+	op   loop.Op
 	vecs [loop.VecsMax][]byte
 	next *batch
 }
@@ -103,10 +104,11 @@ type batch struct {
 func (c *conn) open(fd int32) {
 	c.fd = fd
 	c.recv.User, c.recv.Tag = c.self, tagRecv
-	c.send.User, c.send.Tag = c.self, tagSend
-	c.send.Code = loop.Send
 	c.timer.User = c.self
 }
+
+// sending reports whether a send is in flight.
+func (c *conn) sending() bool { return c.batch != nil }
 
 // mark has c settled before the next turn.
 func (c *conn) mark() {
@@ -136,7 +138,7 @@ func (c *conn) settle() {
 		c.reap()
 		return
 	}
-	if !c.send.InFlight() && c.queued() && c.sendFault == 0 && c.owner.wantSend() {
+	if !c.sending() && c.queued() && c.sendFault == 0 && c.owner.wantSend() {
 		c.flush()
 	}
 	if !c.recv.InFlight() && !c.eof && c.fault == 0 && (c.tls == nil || c.tls.thirsty()) {
@@ -157,12 +159,13 @@ func (c *conn) flush() {
 		}
 		out = &c.tls.out
 	}
-	if c.send.Pipe = out.pipe(); c.send.Pipe == nil {
-		c.batch = c.p.takeBatch()
-		c.send.Vecs = c.batch.vecs[:out.gather(&c.batch.vecs)]
+	b := c.p.takeBatch()
+	b.op.Code, b.op.Tag, b.op.FD, b.op.User = loop.Send, tagSend, c.fd, c.self
+	if b.op.Pipe = out.pipe(); b.op.Pipe == nil {
+		b.op.Vecs = b.vecs[:out.gather(&b.vecs)]
 	}
-	c.send.FD = c.fd
-	c.p.engine.Submit(&c.send)
+	c.batch = b
+	c.p.engine.Submit(&b.op)
 }
 
 // received takes the result of c.recv.
@@ -238,29 +241,28 @@ func (c *conn) dropPad() {
 	}
 }
 
-// sent takes the result of c.send.
+// sent takes the result of c.batch.
 func (c *conn) sent(op *loop.Op) {
-	if c.batch != nil {
-		clear(c.send.Vecs) // those of the batch that it took
-		c.p.putBatch(c.batch)
-		c.batch = nil
-	}
-	c.send.Vecs, c.send.Pipe = nil, nil
-	if op.Err == 0 && c.tls != nil {
+	n, errno := op.N, op.Err
+	clear(op.Vecs) // those of the batch that it took
+	op.Vecs, op.Pipe = nil, nil
+	c.p.putBatch(c.batch)
+	c.batch = nil
+	if errno == 0 && c.tls != nil {
 		c.progress = true
-		c.tls.out.sent(op.N)
+		c.tls.out.sent(n)
 		if c.tls.out.empty() {
 			c.tls.dropPad()
 		}
-	} else if op.Err == 0 {
+	} else if errno == 0 {
 		c.progress = true
-		c.out.sent(op.N)
+		c.out.sent(n)
 		if c.out.empty() {
 			c.dropPad()
 		}
-		c.owner.wrote(op.N)
+		c.owner.wrote(n)
 	} else if !c.closing {
-		c.sendFault = op.Err
+		c.sendFault = errno
 	}
 	c.mark()
 }
@@ -311,11 +313,11 @@ func (c *conn) close() {
 	if c.abort {
 		c.p.engine.Abort(c.fd)
 	}
-	if c.send.InFlight() && (c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0) {
-		c.p.engine.Cancel(&c.send)
+	if c.sending() && (c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0) {
+		c.p.engine.Cancel(&c.batch.op)
 	}
 	c.p.engine.Cancel(&c.recv)
-	if !c.send.InFlight() {
+	if !c.sending() {
 		c.out.drop()
 	}
 	c.mark()
@@ -324,7 +326,7 @@ func (c *conn) close() {
 // reap frees c once the kernel has returned all operations. Memory freed
 // earlier would still be written or read by it.
 func (c *conn) reap() {
-	if c.recv.InFlight() || c.send.InFlight() {
+	if c.recv.InFlight() || c.sending() {
 		return // settled again by the last result
 	}
 	if s, ok := c.owner.(*stream); ok && s.connect.InFlight() {

@@ -54,7 +54,7 @@ func (c *conn) recvClass(to *conn, b *body) loop.Class {
 	case c.p.pressed(pressureShare), b.framing == message.FramingLength && b.left <= loop.HeadBytes:
 		return loop.ClassHead
 	case b.framing == message.FramingLength && b.moved+b.left >= pipeMin && c.tls == nil && to.tls == nil:
-		c.recv.Max = int(min(b.left, loop.PipeBytes))
+		c.recv.Max = int32(min(b.left, loop.PipeBytes))
 		return loop.ClassPipe
 	}
 	return loop.ClassBody
@@ -85,7 +85,7 @@ func (p *Proxy) relieve() {
 	excess := p.pool.Lent() - p.pool.Limit()/100*emergencyShare
 	for n := 0; n < relieveMax && excess > 0; n++ {
 		var worst *conn
-		for _, c := range p.conns {
+		for c := range p.adopted() {
 			if c.fd < 0 || c.closing || c.waits != waitSend && c.waits != waitHead || p.now-c.since < stalledAfter {
 				continue
 			}

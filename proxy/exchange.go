@@ -44,6 +44,7 @@ type exchange struct {
 	p      *Proxy
 	state  exchangeState
 	client *client
+	from   []byte  // client.addr as text; empty for unix sockets
 	stream *stream // nil before and between attempts
 	route  *routeState
 
@@ -62,6 +63,7 @@ type exchange struct {
 	headBuf  *loop.Buffer // holds head, the request's head as backends get it
 	bodySeen int64        // of the request's body, at its last deadline
 	upgrade  []byte       // the protocol asked for, a part of head; nil: none
+	location []byte       // where an answer of our own sends the client on to
 	tried    [attemptsMax]int16
 	attempts int
 	member   int            // of the route's balancer, from its choice to leave
@@ -91,7 +93,7 @@ func (x *exchange) begin(n int) {
 	// What follows an upgrade request was sent for the tunnel: it must not be
 	// taken for requests, however the upgrade ends.
 	x.keep = req.Persistent && !p.draining && !asksUpgrade(req) &&
-		(limits.RequestsPerConnection == 0 || c.requests < limits.RequestsPerConnection)
+		(limits.RequestsPerConnection == 0 || int(c.requests) < limits.RequestsPerConnection)
 
 	c.last = !req.Persistent && !asksUpgrade(req) && req.Framing == message.FramingNone
 
@@ -328,7 +330,7 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 	x.stream = nil
 	x.failure = reason
 	stale := st.reused && !st.answered && reason == message.ReasonBackendReset
-	untouched := st.written == 0 && !st.send.InFlight()
+	untouched := st.written == 0 && !st.sending()
 	again := !st.answered && (untouched || x.method.Idempotent() && x.reqBody.none()) &&
 		reason != message.ReasonMemory && x.p.mayRetry()
 	switch {

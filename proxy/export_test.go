@@ -25,12 +25,12 @@ func (p *Proxy) Open() (clients, streams int) { return p.clients, p.streams }
 // Dump tells what every open connection waits for. On the loop.
 func (p *Proxy) Dump() string {
 	var b strings.Builder
-	for _, c := range p.conns {
+	for c := range p.adopted() {
 		if c.fd < 0 {
 			continue
 		}
 		fmt.Fprintf(&b, "%d fd %d recv %v send %v in %d out %d held %d eof %v fault %d %d waits %d closing %v ",
-			c.self.Index, c.fd, c.recv.InFlight(), c.send.InFlight(), len(c.in.pieces), len(c.out.segs)-c.out.head,
+			c.self.Index, c.fd, c.recv.InFlight(), c.sending(), len(c.in.pieces), len(c.out.segs)-c.out.head,
 			c.out.held, c.eof, c.fault, c.sendFault, c.waits, c.closing)
 		var x *exchange
 		if cl, ok := c.owner.(*client); ok {

@@ -71,7 +71,7 @@ func (x *exchange) appendForwarded(b []byte, trusted bool) []byte {
 	if trusted {
 		b = appendList(b, req, message.FieldXForwardedFor)
 	}
-	b = c.appendAddr(b)
+	b = x.appendAddr(b)
 	b = append(b, '\r', '\n')
 	// A trusted proxy knows what the first client asked for.
 	if !trusted || req.Find(message.FieldXForwardedProto) == nil {
@@ -104,10 +104,10 @@ func (x *exchange) appendRFC7239(b []byte, trusted bool) []byte {
 		b = append(b, "for=unknown"...)
 	case c.addr.Is4():
 		b = append(b, "for="...)
-		b = append(b, c.addrText...)
+		b = append(b, x.from...)
 	default:
 		b = append(b, `for="[`...)
-		b = append(b, c.addrText...)
+		b = append(b, x.from...)
 		b = append(b, `]"`...)
 	}
 	if host := req.Text(req.Host); len(host) > 0 {
@@ -141,11 +141,11 @@ func appendList(b []byte, h *message.Head, id message.FieldID) []byte {
 }
 
 // appendAddr appends the client's address as X-Forwarded-For has it.
-func (c *client) appendAddr(b []byte) []byte {
-	if len(c.addrText) == 0 {
+func (x *exchange) appendAddr(b []byte) []byte {
+	if len(x.from) == 0 {
 		return append(b, "unix:"...)
 	}
-	return append(b, c.addrText...)
+	return append(b, x.from...)
 }
 
 // portOf is the port of a listener's address, or empty for unix sockets.

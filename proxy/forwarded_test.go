@@ -14,7 +14,8 @@ import (
 func TestForwardedOfIPv6Clients(t *testing.T) {
 	var p http1.RequestParser
 	x := &exchange{client: &client{listener: &listener{port: portOf("[::1]:8080")}}, route: &routeState{spec: new(RouteSpec)}}
-	x.client.setAddr(netip.MustParseAddr("2001:db8::1"))
+	x.client.addr = netip.MustParseAddr("2001:db8::1")
+	x.take(x.client)
 	_, err := p.Parse(&x.req, []byte("GET / HTTP/1.1\r\nHost: cup.test\r\n\r\n"), nil)
 	require.NoError(t, err)
 	require.Equal(t, "X-Forwarded-For: 2001:db8::1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: cup.test\r\n"+
@@ -24,7 +25,7 @@ func TestForwardedOfIPv6Clients(t *testing.T) {
 
 	x.route.spec.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}
 	require.True(t, x.trusted())
-	x.client.setAddr(netip.MustParseAddr("2001:db9::1"))
+	x.client.addr = netip.MustParseAddr("2001:db9::1")
 	require.False(t, x.trusted())
 	require.Empty(t, portOf("unix:/run/x:80"))
 }

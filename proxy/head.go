@@ -273,7 +273,11 @@ func named(name []byte, names []string) bool {
 func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	c.because(reason)
 	info := reason.Info()
-	if !c.room(answerRoom + len(c.location)) {
+	var location []byte
+	if c.x != nil {
+		location = c.x.location
+	}
+	if !c.room(answerRoom + len(location)) {
 		return false // the connection ends without an answer
 	}
 	if c.x != nil {
@@ -289,7 +293,7 @@ func (c *client) answer(reason message.Reason, head, last bool) (keep bool) {
 	b = append(b, '\r', '\n')
 	if reason == message.ReasonRedirect {
 		b = append(b, "Location: "...)
-		b = append(b, c.location...)
+		b = append(b, location...)
 		b = append(b, '\r', '\n')
 	}
 	b = appendLength(b, int64(length))

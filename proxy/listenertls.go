@@ -73,14 +73,15 @@ func (c *client) redirect(req *message.Head, port int) message.Reason {
 	if len(host) == 0 {
 		return message.ReasonBadRequest
 	}
-	c.location = append(c.location[:0], "https://"...)
-	c.location = append(c.location, host...)
+	b := append(c.x.location[:0], "https://"...)
+	b = append(b, host...)
 	if port != HTTPSPort {
-		c.location = strconv.AppendInt(append(c.location, ':'), int64(port), 10)
+		b = strconv.AppendInt(append(b, ':'), int64(port), 10)
 	}
 	if path := req.Text(req.Path); len(path) > 0 && path[0] == '/' { // not the * of OPTIONS
-		c.location = append(append(c.location, path...), req.Text(req.Query)...)
+		b = append(append(b, path...), req.Text(req.Query)...)
 	}
+	c.x.location = b
 	return message.ReasonRedirect
 }
 

@@ -206,7 +206,7 @@ func (x *exchange) writeLog() {
 		return
 	}
 	line := accesslog.Record{
-		End: p.wall(), Client: x.client.addrText,
+		End: p.wall(), Client: x.from,
 		Status: int(r.status), Bytes: x.respBody.moved + r.body, BytesIn: x.reqBody.moved,
 		Reason: r.reason, Attempts: int(r.attempts),
 		Total:   accesslog.Unknown,

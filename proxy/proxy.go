@@ -2,6 +2,7 @@ package proxy
 
 import (
 	crand "crypto/rand"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
@@ -48,7 +49,8 @@ type Proxy struct {
 	snaps    []*Snapshot      // that are held, the oldest first, snap the last
 	backends map[int]*backend // by row, those that snap names
 
-	conns        []*conn // by index
+	conns        loop.Table[*conn] // by index
+	made         int               // conns in it
 	dirty        []*conn
 	starved      []*conn       // waiting for memory: looked at with the next tick
 	shaking      []*session    // handshakes that can go on
@@ -232,7 +234,7 @@ func (p *Proxy) Drain(deadline, grace time.Duration) {
 	}
 	p.cutAt, p.drainGrace = p.now+int64(deadline), int64(grace)
 	p.wheel.Schedule(&loop.Timer{Tag: timerCut}, p.cutAt)
-	for _, c := range p.conns {
+	for c := range p.adopted() {
 		c.mark()
 	}
 	p.settle()
@@ -273,7 +275,7 @@ const cutGrace = int64(100e6)
 // number.
 func (p *Proxy) cutAll() int {
 	n := 0
-	for _, c := range p.conns {
+	for c := range p.adopted() {
 		if cl, ok := c.owner.(*client); ok && cl.state != clientFree && cl.state != clientClosing {
 			cl.because(message.ReasonDraining)
 			cl.cut()
@@ -308,7 +310,7 @@ func (p *Proxy) deliver(op *loop.Op) {
 		p.settle()
 		return
 	}
-	c := p.conns[op.User.Index]
+	c := *p.conns.At(int(op.User.Index))
 	if c.self.Age != op.User.Age {
 		p.quarantine("result", int(op.Tag), int(op.Code))
 		return
@@ -342,7 +344,7 @@ func (p *Proxy) settle() {
 func (p *Proxy) fire(t *loop.Timer) {
 	switch t.Tag {
 	case timerConn:
-		if c := p.conns[t.User.Index]; c.self.Age == t.User.Age {
+		if c := *p.conns.At(int(t.User.Index)); c.self.Age == t.User.Age {
 			c.fired()
 		}
 	case timerAccept:
@@ -442,8 +444,18 @@ func (p *Proxy) date() []byte {
 // adopt gives a new conn its place in the table.
 func (p *Proxy) adopt(c *conn, o owner) {
 	c.p, c.owner, c.fd = p, o, -1
-	c.self = loop.Token{Index: uint32(len(p.conns)), Age: 1}
-	p.conns = append(p.conns, c)
+	c.self = loop.Token{Index: uint32(p.made), Age: 1}
+	p.made++
+	p.conns.Grow(p.made)
+	*p.conns.At(int(c.self.Index)) = c
+}
+
+// adopted goes through all conns, those in the free lists among them.
+func (p *Proxy) adopted() iter.Seq[*conn] {
+	return func(yield func(*conn) bool) {
+		for i := 0; i < p.made && yield(*p.conns.At(i)); i++ {
+		}
+	}
 }
 
 func (p *Proxy) takeClient() *client {
@@ -496,9 +508,18 @@ func (p *Proxy) takeExchange(c *client) *exchange {
 	} else {
 		p.freeExchanges, x.next = x.next, nil
 	}
-	x.client = c
+	x.take(c)
 	x.become(exchangeHead)
 	return x
+}
+
+// take makes c the client of x. The text of its address is made for each
+// request: a connection that rests need not keep it.
+func (x *exchange) take(c *client) {
+	x.client, x.from = c, x.from[:0]
+	if c.addr.IsValid() {
+		x.from = c.addr.AppendTo(x.from)
+	}
 }
 
 // putExchange takes an exchange back. Its heads keep their field slices.
@@ -515,6 +536,7 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.head, x.headRest, x.headBuf, x.upgrade = nil, nil, nil, nil
 	x.attempts, x.failure, x.stale, x.bodySeen = 0, message.ReasonNone, false, 0
 	x.reqBody.moved, x.respBody.moved, x.rec = 0, 0, record{}
+	x.location = x.location[:0]
 	x.dropKept()
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
@@ -528,7 +550,7 @@ func (p *Proxy) takeBatch() *batch {
 	return b
 }
 
-// putBatch takes back a batch whose vectors are cleared.
+// putBatch takes back a batch whose send is delivered and names nothing more.
 func (p *Proxy) putBatch(b *batch) {
 	b.next, p.freeBatches = p.freeBatches, b
 }

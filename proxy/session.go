@@ -104,7 +104,7 @@ func (c *conn) shaking() bool { return c.tls != nil && !c.tls.up }
 func (c *conn) queued() bool { return !c.out.empty() || c.tls != nil && !c.tls.out.empty() }
 
 // pending reports whether the kernel has not taken everything yet.
-func (c *conn) pending() bool { return c.queued() || c.send.InFlight() }
+func (c *conn) pending() bool { return c.queued() || c.sending() }
 
 // endSession queues a close_notify, once, when all else was sent. It reports
 // whether that is sent, too, so that a FIN may follow.
@@ -285,7 +285,7 @@ func (s *session) shake() {
 // in an idle one.
 func (s *session) partWith(idle bool) {
 	c := s.c
-	if c.send.InFlight() || c.sendFault != 0 || c.eof {
+	if c.sending() || c.sendFault != 0 || c.eof {
 		return
 	}
 	if idle && s.tls.CloseWrite() != nil {

@@ -273,7 +273,7 @@ func (st *stream) advance() {
 	case streamTunnel:
 		st.x.moveTunnel()
 	case streamSettle:
-		if !st.send.InFlight() {
+		if !st.sending() {
 			st.settled()
 		}
 	case streamIdle:
@@ -343,7 +343,7 @@ func (st *stream) release(requestDone bool) {
 		return
 	}
 	st.become(streamSettle)
-	if !st.send.InFlight() {
+	if !st.sending() {
 		st.settled()
 	}
 	st.mark()

@@ -118,7 +118,7 @@ func (e *engine) feed(g *group) {
 	for n < len(g.starved) && room > 0 {
 		ref := g.starved[n]
 		n++
-		if d := &e.descs[ref.fd]; d.age == ref.age && d.starved {
+		if d := e.descs.At(int(ref.fd)); d.age == ref.age && d.starved {
 			d.starved = false
 			e.armRecv(ref.fd, d)
 			room--

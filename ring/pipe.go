@@ -78,7 +78,7 @@ func (e *engine) recvPipe(fd int32, op *loop.Op) (int, syscall.Errno) {
 	}
 	_, to := buf.Ends()
 	e.stats.Calls++
-	n, errno := sys.Splice(fd, to, op.Max)
+	n, errno := sys.Splice(fd, to, int(op.Max))
 	buf.Moved(n)
 	if n == 0 {
 		buf.Release()

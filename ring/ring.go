@@ -20,7 +20,6 @@ package ring
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -110,7 +109,7 @@ type engine struct {
 	groups     [2]group
 	err        error // final
 
-	descs      []desc
+	descs      loop.Table[desc] // by descriptor
 	slots      []acceptSlot
 	slotFree   int32      // slot + 1
 	ready      []*loop.Op // results known without the kernel
@@ -150,26 +149,19 @@ func (e *engine) Stats() loop.Stats {
 	return s
 }
 
-// at returns what is known of a descriptor. The pointer is good until the next
-// descriptor is attached.
+// at returns what is known of a descriptor.
 func (e *engine) at(fd int32) *desc {
-	if uint(fd) >= uint(len(e.descs)) || !e.descs[fd].attached {
-		panic(fmt.Sprintf("ring: descriptor %d is not attached", fd))
+	if uint(fd) < uint(e.descs.Len()) {
+		if d := e.descs.At(int(fd)); d.attached {
+			return d
+		}
 	}
-	return &e.descs[fd]
+	panic(fmt.Sprintf("ring: descriptor %d is not attached", fd))
 }
 
 func (e *engine) attach(fd int32) *desc {
-	if int(fd) >= len(e.descs) {
-		n := max(1024, len(e.descs))
-		for n <= int(fd) {
-			n *= 2
-		}
-		descs := make([]desc, n)
-		copy(descs, e.descs)
-		e.descs = descs
-	}
-	d := &e.descs[fd]
+	e.descs.Grow(int(fd) + 1)
+	d := e.descs.At(int(fd))
 	if d.attached {
 		panic(fmt.Sprintf("ring: descriptor %d is attached twice: closed without CloseFD?", fd))
 	}
@@ -360,7 +352,7 @@ func (e *engine) armAccept(op *loop.Op, d *desc) {
 // is told to wait first (IORING_ACCEPT_POLL_FIRST).
 func (e *engine) startAccept(slot *acceptSlot, i int32) {
 	s, _ := e.entry()
-	if e.pollAccept && e.descs[slot.fd].drained {
+	if e.pollAccept && e.descs.At(int(slot.fd)).drained {
 		s.SetIoprio(acceptPollFirst)
 	}
 	slot.area.length = sys.SockaddrBytes
@@ -446,7 +438,7 @@ func (e *engine) notCancelled(kind uint64, index int32, age uint32) {
 	if kind == kindAccept {
 		slot := &e.slots[index]
 		waits = slot.op != nil && slot.cancel && slot.age&ageMask == age
-	} else if d := &e.descs[index]; d.age&ageMask == age {
+	} else if d := e.descs.At(int(index)); d.age&ageMask == age {
 		switch kind {
 		case kindRecv, kindRecvBody:
 			waits = d.recv != nil && (d.recvCancel || d.ended || d.renew)
@@ -527,7 +519,7 @@ func (e *engine) doubt(fd int32, d *desc) {
 func (e *engine) lookAtUnsure() {
 	e.polled = e.polled[:0]
 	for _, ref := range e.unsure {
-		d := &e.descs[ref.fd]
+		d := e.descs.At(int(ref.fd))
 		if d.age != ref.age {
 			continue
 		}
@@ -544,13 +536,13 @@ func (e *engine) lookAtUnsure() {
 	if errno := sys.PollNow(e.polled); errno != 0 {
 		// No memory, at worst: they are looked at the next time.
 		for _, p := range e.polled {
-			e.doubt(p.Fd, &e.descs[p.Fd])
+			e.doubt(p.Fd, e.descs.At(int(p.Fd)))
 		}
 		return
 	}
 	for _, p := range e.polled {
 		if p.Revents != 0 {
-			e.renew(p.Fd, &e.descs[p.Fd])
+			e.renew(p.Fd, e.descs.At(int(p.Fd)))
 		}
 	}
 }
@@ -693,7 +685,7 @@ func (e *engine) deliverReady(deliver func(*loop.Op)) {
 	for i, op := range e.delivering {
 		e.delivering[i] = nil
 		if op.FD >= 0 {
-			switch d := &e.descs[op.FD]; op {
+			switch d := e.descs.At(int(op.FD)); op {
 			case d.recv:
 				d.recv = nil
 			case d.send:
@@ -766,8 +758,8 @@ func again(errno syscall.Errno) bool { return errno == syscall.EINTR || errno ==
 
 // current returns the descriptor a result is of, or nil if it was closed.
 func (e *engine) current(fd int32, age uint32) *desc {
-	if uint(fd) < uint(len(e.descs)) {
-		if d := &e.descs[fd]; d.age&ageMask == age {
+	if uint(fd) < uint(e.descs.Len()) {
+		if d := e.descs.At(int(fd)); d.age&ageMask == age {
 			return d
 		}
 	}
@@ -908,15 +900,18 @@ func (e *engine) accepted(index int32, age uint32, res int32, flags uint32, deli
 		}
 		errno = syscall.ECANCELED
 	}
-	d := &e.descs[slot.fd]
+	d := e.descs.At(int(slot.fd))
 	d.drained = flags&cqeNonEmpty == 0
 	if errno == 0 && d.acceptFirst != index+1 {
 		e.serveFirst(d, slot)
 	}
 	op := slot.op
-	op.N, op.Err, op.Addr = n, errno, netip.AddrPort{}
-	if errno == 0 {
-		op.Addr = slot.area.addr.AddrPort()
+	op.N, op.Err = n, errno
+	if op.Peer != nil {
+		*op.Peer = loop.Addr{}
+		if errno == 0 {
+			op.Peer.AddrPort = slot.area.addr.AddrPort()
+		}
 	}
 	if slot.prev != 0 {
 		e.slots[slot.prev-1].next = slot.next

@@ -121,7 +121,7 @@ func TestEcho(t *testing.T) {
 		require.NoError(t, unix.SetNonblock(int(lfd), true))
 		require.NoError(t, r.Attach(lfd))
 
-		accept := &loop.Op{Code: loop.Accept, FD: lfd}
+		accept := &loop.Op{Code: loop.Accept, FD: lfd, Peer: &loop.Addr{}}
 		r.Submit(accept)
 		connect := &loop.Op{Code: loop.Connect, Peer: &loop.Addr{AddrPort: l.Addr().(*net.TCPAddr).AddrPort()}}
 		r.Submit(connect)
@@ -131,7 +131,7 @@ func TestEcho(t *testing.T) {
 		require.Zero(t, connect.Err)
 		local, err := unix.Getsockname(int(connect.FD))
 		require.NoError(t, err)
-		require.Equal(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(local.(*unix.SockaddrInet4).Port)), accept.Addr)
+		require.Equal(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(local.(*unix.SockaddrInet4).Port)), accept.Peer.AddrPort)
 		server := int32(accept.N)
 
 		recv := &loop.Op{Code: loop.RecvMulti, FD: server}
@@ -393,7 +393,7 @@ func TestAcceptOrder(t *testing.T) {
 		const n = acceptsMapped + 10
 		var accepts [n]loop.Op
 		for i := range accepts {
-			accepts[i] = loop.Op{Code: loop.Accept, FD: l}
+			accepts[i] = loop.Op{Code: loop.Accept, FD: l, Peer: &loop.Addr{}}
 			r.Submit(&accepts[i])
 		}
 		r.quiet()
@@ -415,7 +415,7 @@ func TestAcceptOrder(t *testing.T) {
 			if op.Code == loop.Accept {
 				require.Equal(t, &accepts[order[0]], op)
 				order = order[1:]
-				require.True(t, op.Addr.Addr().IsLoopback())
+				require.True(t, op.Peer.AddrPort.Addr().IsLoopback())
 				fds = append(fds, int32(op.N))
 			}
 		}

@@ -66,7 +66,7 @@ func testAcceptOrder(r *rig) {
 	r.result(waiting[n-1])
 	for i, k := range waiting {
 		require.Equal(r, 1, k.done)
-		require.Equal(r, peers[i].LocalAddr().String(), k.Addr.String())
+		require.Equal(r, peers[i].LocalAddr().String(), k.Peer.String())
 		r.close(int32(k.N))
 	}
 	r.close(l)
@@ -127,7 +127,7 @@ func testAcceptCancel(r *rig) {
 	require.Len(r, second.results, 1)
 	r.Cancel(&fourth.Op)
 	require.Equal(r, syscall.ECANCELED, r.result(fourth).err)
-	require.Zero(r, fourth.Addr)
+	require.Zero(r, *fourth.Peer)
 	r.close(int32(res.n), int32(third.N), l)
 }
 

@@ -273,7 +273,7 @@ func (e *FaultyEngine) Poll(wait time.Duration, deliver func(*loop.Op)) error {
 func (e *FaultyEngine) tell(s *shadow, deliver func(*loop.Op)) {
 	op, res := s.outer, s.queue[0].op
 	s.queue = s.queue[1:]
-	op.N, op.Err, op.More, op.Buf, op.Addr = res.N, res.Err, res.More, res.Buf, res.Addr
+	op.N, op.Err, op.More, op.Buf = res.N, res.Err, res.More, res.Buf
 	e.results++
 	if !op.More {
 		op.Engine = 0

@@ -27,7 +27,7 @@ func (r *rig) relay(from, to int32, total int) *relay {
 	l.recv.keep = func(b *loop.Buffer) { l.buf = b }
 	l.recv.then = l.received
 	l.send.then = l.sent
-	r.startAs(l.recv, loop.Op{Code: loop.Recv, FD: from, Size: loop.ClassPipe, Max: min(total, loop.PipeBytes)})
+	r.startAs(l.recv, loop.Op{Code: loop.Recv, FD: from, Size: loop.ClassPipe, Max: int32(min(total, loop.PipeBytes))})
 	return l
 }
 
@@ -64,7 +64,7 @@ func (l *relay) sent(res result) {
 	l.buf.Release()
 	l.buf = nil
 	if l.left > 0 {
-		l.recv.Max = min(l.left, loop.PipeBytes)
+		l.recv.Max = int32(min(l.left, loop.PipeBytes))
 		l.r.again(l.recv)
 	}
 }

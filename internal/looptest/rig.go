@@ -137,7 +137,9 @@ func (r *rig) send(fd int32, pieces ...[]byte) *task {
 	return r.start(loop.Op{Code: loop.Send, FD: fd, Vecs: pieces})
 }
 
-func (r *rig) accept(fd int32) *task { return r.start(loop.Op{Code: loop.Accept, FD: fd}) }
+func (r *rig) accept(fd int32) *task {
+	return r.start(loop.Op{Code: loop.Accept, FD: fd, Peer: &loop.Addr{}})
+}
 
 func (r *rig) connect(addr loop.Addr) *task {
 	k := r.start(loop.Op{Code: loop.Connect, Peer: &addr})
@@ -164,13 +166,16 @@ func (r *rig) deliver(op *loop.Op) {
 	}
 	require.Equal(r, receive && op.N > 0, op.Buf != nil, "a buffer comes with received bytes only")
 	r.peak = max(r.peak, r.pool.Lent())
-	res := result{op.N, op.Err, op.More, op.Addr}
+	res := result{n: op.N, err: op.Err, more: op.More}
+	if op.Code == loop.Accept && op.Peer != nil {
+		res.addr = op.Peer.AddrPort
+	}
 	k.results = append(k.results, res)
 	if op.Buf != nil {
 		require.EqualValues(r, 1, op.Buf.Refs())
 		if op.Buf.IsPipe() {
 			require.Equal(r, op.N, op.Buf.Piped())
-			require.LessOrEqual(r, op.N, op.Max)
+			require.LessOrEqual(r, op.N, int(op.Max))
 		} else {
 			require.LessOrEqual(r, op.N, len(op.Buf.Bytes()))
 		}
