@@ -96,6 +96,7 @@ func (c *client) advance() {
 		case clientIdle, clientHead:
 			if c.in.empty() {
 				if !c.eof {
+					c.rest()
 					return
 				}
 				c.goodbye() // it may still be reading the last response

@@ -100,6 +100,13 @@ type batch struct {
 	next *batch
 }
 
+// spare is the memory of two empty queues. A client that rests between
+// requests has none: the next one that something comes from takes it.
+type spare struct {
+	pieces []piece
+	segs   []segment
+}
+
 // open makes c ready for the descriptor fd.
 func (c *conn) open(fd int32) {
 	c.fd = fd
@@ -168,6 +175,22 @@ func (c *conn) flush() {
 	c.p.engine.Submit(&b.op)
 }
 
+// rise gives a client that rested memory for its queues. A session, which has
+// queues of its own, does not rest.
+func (c *conn) rise() {
+	if c.isClient && c.tls == nil && c.in.pieces == nil && c.out.segs == nil {
+		c.in.pieces, c.out.segs = c.p.takeSpare()
+	}
+}
+
+// rest gives the memory of c's queues away, if nothing is in them.
+func (c *conn) rest() {
+	if c.tls == nil && c.in.pieces != nil && c.in.empty() && c.out.empty() && !c.sending() {
+		c.p.spares = append(c.p.spares, spare{c.in.pieces, c.out.segs})
+		c.in.pieces, c.out.segs = nil, nil
+	}
+}
+
 // received takes the result of c.recv.
 func (c *conn) received(op *loop.Op) {
 	c.mark()
@@ -189,6 +212,7 @@ func (c *conn) received(op *loop.Op) {
 		c.eof = true
 	default:
 		c.progress = true
+		c.rise()
 		c.wire().add(op.Buf, op.N)
 		op.Buf = nil
 		if c.tls != nil {

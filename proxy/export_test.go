@@ -22,6 +22,17 @@ func (p *Proxy) Turn(wait time.Duration) error {
 // Open is the number of connections that are open.
 func (p *Proxy) Open() (clients, streams int) { return p.clients, p.streams }
 
+// Holding is the number of conns that have memory for their queues, and that of
+// spare ones. On the loop.
+func (p *Proxy) Holding() (conns, spares int) {
+	for c := range p.adopted() {
+		if c.isClient && (c.in.pieces != nil || c.out.segs != nil) {
+			conns++
+		}
+	}
+	return conns, len(p.spares)
+}
+
 // Dump tells what every open connection waits for. On the loop.
 func (p *Proxy) Dump() string {
 	var b strings.Builder

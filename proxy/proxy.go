@@ -64,6 +64,7 @@ type Proxy struct {
 	freeStreams   *stream
 	freeExchanges *exchange
 	freeBatches   *batch
+	spares        []spare
 
 	listeners    []*listener // by index; nil places are free
 	acceptsArmed int
@@ -539,6 +540,18 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.location = x.location[:0]
 	x.dropKept()
 	x.next, p.freeExchanges = p.freeExchanges, x
+}
+
+// takeSpare returns memory for queues, or nothing if it has to be made.
+func (p *Proxy) takeSpare() ([]piece, []segment) {
+	n := len(p.spares)
+	if n == 0 {
+		return nil, nil
+	}
+	s := p.spares[n-1]
+	p.spares[n-1] = spare{}
+	p.spares = p.spares[:n-1]
+	return s.pieces, s.segs
 }
 
 func (p *Proxy) takeBatch() *batch {

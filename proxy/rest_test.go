@@ -1,0 +1,41 @@
+package proxy_test
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Clients that rest between requests have no memory for their queues: a few
+// serve all of them.
+func TestRest(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		r := start(t, engine, to(serve(t, echo)), nil)
+		const n = 20
+		var clients [n]net.Conn
+		var in [n]*bufio.Reader
+		for i := range clients {
+			clients[i] = r.dial()
+			in[i] = bufio.NewReader(clients[i])
+		}
+		for range 3 {
+			for i := range clients {
+				_, err := io.WriteString(clients[i], "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+				require.NoError(t, err)
+				res, err := http.ReadResponse(in[i], nil)
+				require.NoError(t, err)
+				readAll(t, res)
+				require.Eventually(t, func() bool {
+					conns, spares := -1, -1
+					r.onLoop(func() { conns, spares = r.proxy.Holding() })
+					return conns == 0 && spares == 1
+				}, patience, time.Millisecond)
+			}
+		}
+	})
+}
