@@ -47,13 +47,13 @@ func (p *Proxy) allowance() int {
 // it writes into colder ones, which at 128 and 192 KiB costs it more than we save.
 const pipeMin = 256 << 10
 
-// recvClass is the class of buffer to receive the rest of b into, which goes on
-// to another connection. What nobody has to look at does not leave the kernel.
-func (c *conn) recvClass(to *conn, b *body) loop.Class {
+// recvClass is the class of buffer to receive the rest of b into. What nobody
+// has to look at, because neither side has TLS (plain), does not leave the kernel.
+func (c *conn) recvClass(b *body, plain bool) loop.Class {
 	switch {
 	case c.p.pressed(pressureShare), b.framing == message.FramingLength && b.left <= loop.HeadBytes:
 		return loop.ClassHead
-	case b.framing == message.FramingLength && b.moved+b.left >= pipeMin && c.tls == nil && to.tls == nil:
+	case b.framing == message.FramingLength && b.moved+b.left >= pipeMin && plain:
 		c.recv.Max = int32(min(b.left, loop.PipeBytes))
 		return loop.ClassPipe
 	}

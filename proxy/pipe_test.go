@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -77,6 +78,31 @@ func TestLargeBodies(t *testing.T) {
 		require.Greater(t, pipes(t), before, "pipes were made")
 		r.stop()
 		require.Equal(t, before, pipes(t), "pipes were closed")
+	})
+}
+
+// The body of a request goes on to a backend with TLS, also if it comes before
+// the connection to that is there.
+func TestLargeBodyToTLS(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		id, err := newIdentity()
+		require.NoError(t, err)
+		got := make(chan []byte, 1)
+		routes := to(scripted(t, func(_ int, c *net.TCPConn) {
+			s := tls.Server(c, id.server())
+			if req, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
+				b, _ := io.ReadAll(req.Body)
+				got <- b
+				_, _ = io.WriteString(s, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			}
+		}))
+		routes[0].Backends[0].TLS = id.client()
+		r := start(t, engine, routes, nil)
+		body := stressBody("tls", 3<<20)
+		res, err := http.Post("http://"+r.addr+"/", "text/plain", bytes.NewReader(body))
+		require.NoError(t, err)
+		require.Equal(t, 200, res.StatusCode)
+		require.True(t, bytes.Equal(body, <-got))
 	})
 }
 

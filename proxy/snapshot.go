@@ -122,6 +122,7 @@ type routeState struct {
 	balancer *balance.RoundRobin
 	backends []*backend // the balancer's members, set by Apply
 	members  []memberSpec
+	plain    bool   // no member has TLS: a request may go to any of them in the end
 	log      logRef // set by Apply
 	host     string // what requests without Host are sent with
 	request  fieldRules
@@ -200,6 +201,7 @@ func Prepare(s *Snapshot) error {
 		spec := &s.Routes[i]
 		r := &routeState{
 			spec:     spec,
+			plain:    true,
 			host:     hostOf(spec.Backends[0].Host),
 			request:  newFieldRules(&spec.Request),
 			response: newFieldRules(&spec.Response),
@@ -207,6 +209,7 @@ func Prepare(s *Snapshot) error {
 		var members []balance.Member
 		for j := range spec.Backends {
 			b := &spec.Backends[j]
+			r.plain = r.plain && b.TLS == nil
 			for _, a := range b.Addrs {
 				r.members = append(r.members, memberSpec{a.Row, b.Host, a.Addr, counted[a.Row], b.TLS})
 				members = append(members, balance.Member{

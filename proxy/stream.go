@@ -388,7 +388,7 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		}
 	case streamBody:
 		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
-			return loop.Recv, st.recvClass(&st.x.client.conn, &st.x.respBody)
+			return loop.Recv, st.recvClass(&st.x.respBody, st.tls == nil && st.x.client.tls == nil)
 		}
 	}
 	return 0, 0
