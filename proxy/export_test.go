@@ -58,3 +58,6 @@ func (p *Proxy) Dump() string {
 	}
 	return b.String()
 }
+
+// OnStorm has f told of storms, as Config.Storm is. On the loop.
+func (p *Proxy) OnStorm(f func(bool)) { p.storm = f }

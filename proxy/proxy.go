@@ -25,6 +25,7 @@ type Config struct {
 	Backends *shm.Backends // that all workers share
 	Clock    func() int64  // CLOCK_MONOTONIC in nanoseconds, now and not at the turn's begin
 	Logs     Logs          // may be nil where no snapshot names a log
+	Storm    func(bool)    // told on the loop that a storm of handshakes began or is over; may be nil
 }
 
 // Proxy serves all connections of one worker. One goroutine, locked to the
@@ -55,6 +56,9 @@ type Proxy struct {
 	starved      []*conn       // waiting for memory: looked at with the next tick
 	shaking      []*session    // handshakes that can go on
 	shakingBytes int           // that handshakes under way have consumed
+	storm        func(bool)    // Config.Storm
+	stormTimer   loop.Timer    // armed in a storm
+	stormy       bool          // many handshakes waited since stormTimer was armed
 	helpers      chan struct{} // holds one for each job on another thread
 	plain        []byte        // what is put together for one record
 	clients      int           // client connections open
@@ -108,6 +112,7 @@ const (
 	timerShared
 	timerTick
 	timerCut
+	timerStorm
 )
 
 // New returns a Proxy that serves nothing yet: it needs Apply and Listen.
@@ -134,6 +139,8 @@ func New(cfg Config) *Proxy {
 		renewTimer:  loop.Timer{Tag: timerRenew},
 		sharedTimer: loop.Timer{Tag: timerShared},
 		tick:        loop.Timer{Tag: timerTick},
+		storm:       cfg.Storm,
+		stormTimer:  loop.Timer{Tag: timerStorm},
 	}
 	var seed [32]byte
 	crand.Read(seed[:]) // never fails: the process would have ended
@@ -358,6 +365,8 @@ func (p *Proxy) fire(t *loop.Timer) {
 		p.renewAccepts()
 	case timerTick:
 		p.maintain()
+	case timerStorm:
+		p.calm()
 	case timerCut:
 		// Run looks at the clock.
 	}

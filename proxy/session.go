@@ -80,6 +80,14 @@ const (
 // turns at least. More of them per turn make no handshake cheaper.
 const shakeTime = 100 * time.Microsecond
 
+// A storm is when more than stormQueue handshakes wait for the next turn, some
+// 25 ms of work. It is over when for stormPause no more
+// than that waited.
+const (
+	stormQueue = 128
+	stormPause = int64(500e6)
+)
+
 // secure gives c a session. The handshake begins when c is settled.
 func (c *conn) secure(open func(tlsconn.Transport, *tls.Config) *tlsconn.Conn, config *tls.Config) *session {
 	s := &session{c: c}
@@ -250,6 +258,23 @@ func (p *Proxy) shake() {
 		p.settle()
 	}
 	p.shaking = p.shaking[:copy(p.shaking, p.shaking[done:])]
+	if len(p.shaking) > stormQueue && p.storm != nil {
+		p.stormy = true
+		if !p.stormTimer.Scheduled() {
+			p.storm(true)
+			p.wheel.Schedule(&p.stormTimer, p.now+stormPause)
+		}
+	}
+}
+
+// calm looks after stormPause whether the storm goes on.
+func (p *Proxy) calm() {
+	if p.stormy {
+		p.stormy = false
+		p.wheel.Schedule(&p.stormTimer, p.now+stormPause)
+		return
+	}
+	p.storm(false)
 }
 
 // shake goes on with the handshake.

@@ -429,3 +429,42 @@ func TestTLSBackendThatHangsUp(t *testing.T) {
 		}
 	})
 }
+
+// That many handshakes wait is told, and that it is over.
+func TestTLSStorm(t *testing.T) {
+	ours, theirs := net.Pipe()
+	go tls.Client(theirs, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	hello := make([]byte, 16<<10)
+	n, err := ours.Read(hello)
+	require.NoError(t, err)
+	hello = hello[:n]
+	require.NoError(t, ours.Close())
+	each(t, func(t *testing.T, engine string) {
+		r, _ := startTLS(t, engine, to("127.0.0.1:1"))
+		told := make(chan bool, 16)
+		r.proxy.Post(func() { r.proxy.OnStorm(func(on bool) { told <- on }) })
+		var conns []net.Conn
+		for range 250 {
+			conn, err := net.Dial("tcp", r.addr)
+			require.NoError(t, err)
+			defer conn.Close()
+			conns = append(conns, conn)
+		}
+		require.Eventually(t, func() bool { return r.counted().Connections == uint64(len(conns)) }, 20*time.Second, time.Millisecond)
+		arrived := make(chan struct{})
+		r.proxy.Post(func() { <-arrived })
+		for _, conn := range conns {
+			_, err := conn.Write(hello)
+			require.NoError(t, err)
+		}
+		close(arrived)
+		for _, want := range []bool{true, false} {
+			select {
+			case on := <-told:
+				require.Equal(t, want, on)
+			case <-time.After(30 * time.Second):
+				require.FailNow(t, "not told", "%v", want)
+			}
+		}
+	})
+}

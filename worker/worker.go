@@ -30,7 +30,7 @@ import (
 )
 
 // threads are the loop's, and one for everything else. Go's own pace of
-// collecting garbage is kept: nothing is allocated per request, so it seldom
+// collecting garbage is kept but in storms (see collector): nothing is allocated per request, so it seldom
 // collects, and at a slower pace the garbage of reloads would stay. As much
 // again as limits.memory lends makes it collect harder.
 const threads = 2
@@ -200,7 +200,7 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	}
 	w.proxy = proxy.New(proxy.Config{
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
-		Clock: sys.Monotonic, Logs: w.logs,
+		Clock: sys.Monotonic, Logs: w.logs, Storm: newCollector().storm,
 	})
 	w.apply(first)
 	w.large = first.large
