@@ -46,6 +46,7 @@ type desc struct {
 	readable bool       // believed: the next receive or accept is worth its call
 	writable bool       // believed: the next send is worth its call
 	hangup   bool       // the peer's end, or an error, was seen: edges for it are spent
+	urgent   bool       // urgent data came: splice(2) stops at it, a receive steps over it (tcp(7))
 	queued   bool       // in engine.ready
 	starved  bool       // in engine.starved
 	recvSize loop.Class // of recv
@@ -171,7 +172,7 @@ func (e *engine) attach(fd int32) syscall.Errno {
 		return errno
 	}
 	d.attached = true
-	d.readable, d.writable, d.hangup, d.shared = false, false, false, false
+	d.readable, d.writable, d.hangup, d.urgent, d.shared = false, false, false, false, false
 	e.stats.Attached++
 	return 0
 }
@@ -438,6 +439,9 @@ func (e *engine) note(event *unix.EpollEvent) {
 	const ends = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 	if event.Events&ends != 0 {
 		d.hangup = true
+	}
+	if event.Events&unix.EPOLLPRI != 0 {
+		d.urgent = true
 	}
 	if event.Events&(unix.EPOLLIN|ends) != 0 {
 		d.readable = true

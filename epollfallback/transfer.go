@@ -145,6 +145,9 @@ func (e *engine) trySendPipe(d *desc) {
 // tryRecv makes one receive of d, which is believed to have data, and delivers
 // it. Without a buffer the receive joins those that starve.
 func (e *engine) tryRecv(d *desc) {
+	if d.urgent && d.recvSize == loop.ClassPipe {
+		d.recvSize = loop.ClassBody
+	}
 	buf := e.pool.Get(d.recvSize)
 	if buf == nil && d.recvSize == loop.ClassPipe {
 		d.recvSize = loop.ClassBody
@@ -169,6 +172,12 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 		_, to := buf.Ends()
 		n, errno = sys.Splice(d.fd, to, int(op.Max))
 		buf.Moved(n)
+		if n == 0 && errno == 0 { // the end, or urgent data and the end behind it
+			buf.Release()
+			d.recvSize = loop.ClassBody
+			e.tryRecv(d)
+			return
+		}
 	} else {
 		n, errno = sys.Recv(d.fd, buf.Bytes())
 	}

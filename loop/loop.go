@@ -28,8 +28,8 @@ const (
 	Connect
 	// Recv receives once into a buffer of class Size, of which no more than
 	// is there is waited for. With ClassPipe at most Max bytes stay in the
-	// kernel, for a Send to pass on; where no pipe is to be had, the result
-	// lends a ClassBody buffer instead.
+	// kernel, for a Send to pass on; where no pipe is to be had, or urgent data
+	// came, the result lends a ClassBody buffer instead.
 	Recv
 	// RecvMulti receives into ClassHead buffers until the engine ends the
 	// series (More false): at the latest after MultiBytes and one burst of

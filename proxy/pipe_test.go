@@ -3,13 +3,16 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cloud-cup/cloud-cup/loop"
@@ -103,6 +106,62 @@ func TestLargeBodyToTLS(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 200, res.StatusCode)
 		require.True(t, bytes.Equal(body, <-got))
+	})
+}
+
+// A body that was sent to a backend which turned out dead goes on to one that
+// speaks TLS.
+func TestLargeBodyRetriedWithTLS(t *testing.T) {
+	data := random(3 << 20)
+	dead, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, dead.Close())
+	each(t, func(t *testing.T, engine string) {
+		backend := serveTLS(t, echo)
+		trusted := x509.NewCertPool()
+		trusted.AddCert(backend.Certificate())
+		routes := to(dead.Addr().String(), backend.Listener.Addr().String())
+		routes[0].Backends[0].MaxFailure = 1000
+		routes[0].Backends[1].TLS = &tls.Config{RootCAs: trusted, ServerName: "example.com"}
+		r := start(t, engine, routes, nil)
+		for range 4 {
+			res, err := http.Post("http://"+r.addr+"/", "application/octet-stream", bytes.NewReader(data))
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf("%d %x <nil>", len(data), sha256.Sum256(data)), readAll(t, res))
+		}
+	})
+}
+
+// What a backend sends behind a large body is nobody's response.
+func TestLargeBodyTooLong(t *testing.T) {
+	const size = 300 << 10
+	each(t, func(t *testing.T, engine string) {
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			for in := bufio.NewReader(c); ; {
+				first, err := head(in)
+				if err != nil {
+					return
+				}
+				if strings.Contains(first, "/long") {
+					fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%sHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong", size, make([]byte, size))
+				} else {
+					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
+				}
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		for range 20 {
+			c := r.dial()
+			_, err := io.WriteString(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			require.NoError(t, err)
+			in := bufio.NewReader(c)
+			for _, want := range []string{string(make([]byte, size)), "right"} {
+				res, err := http.ReadResponse(in, nil)
+				require.NoError(t, err)
+				require.True(t, readAll(t, res) == want)
+			}
+			require.NoError(t, c.Close())
+		}
 	})
 }
 

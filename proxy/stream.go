@@ -388,7 +388,9 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		}
 	case streamBody:
 		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
-			return loop.Recv, st.recvClass(&st.x.respBody, st.tls == nil && st.x.client.tls == nil)
+			// What a backend sends behind the end comes with the last byte. In
+			// the kernel it would be taken for the next response.
+			return loop.Recv, st.recvClass(&st.x.respBody, st.tls == nil && st.x.client.tls == nil, 1)
 		}
 	}
 	return 0, 0

@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"cmp"
 	"fmt"
 	"syscall"
 
@@ -34,8 +35,9 @@ func (e *engine) awaitWritable(fd int32, d *desc) {
 	e.await(kindWritable, fd, d, unix.POLLOUT)
 }
 
-// readable receives into a pipe; where there is none, it lets the ring receive
-// into a buffer.
+// readable receives into a pipe. Where there is none, and where splice(2) finds
+// nothing, or the end, it lets the ring receive into a buffer: splice stops at
+// urgent data, which a receive steps over (tcp(7)).
 func (e *engine) readable(fd int32, age uint32, res int32, deliver func(*loop.Op)) {
 	e.held--
 	d := e.current(fd, age)
@@ -52,17 +54,11 @@ func (e *engine) readable(fd int32, age uint32, res int32, deliver func(*loop.Op
 	if errno == 0 {
 		op.N, errno = e.recvPipe(fd, op)
 	}
-	if !d.recvCancel && !e.closing {
-		switch errno {
-		case syscall.ENOBUFS:
+	if again(errno) {
+		if !d.recvCancel && !e.closing {
 			e.armRecv(fd, d)
 			return
-		case syscall.EAGAIN, syscall.EINTR:
-			e.awaitReadable(fd, d)
-			return
 		}
-	}
-	if errno == syscall.ENOBUFS || again(errno) {
 		errno = syscall.ECANCELED
 	}
 	op.Err = errno
@@ -70,11 +66,12 @@ func (e *engine) readable(fd int32, age uint32, res int32, deliver func(*loop.Op
 	e.finish(op, deliver)
 }
 
-// recvPipe moves into a pipe what is there; ENOBUFS if there is no pipe.
+// recvPipe moves into a pipe what is there; EAGAIN if that is nothing, or there
+// is no pipe.
 func (e *engine) recvPipe(fd int32, op *loop.Op) (int, syscall.Errno) {
 	buf := e.pool.Get(loop.ClassPipe)
 	if buf == nil {
-		return 0, syscall.ENOBUFS
+		return 0, syscall.EAGAIN
 	}
 	_, to := buf.Ends()
 	e.stats.Calls++
@@ -82,7 +79,7 @@ func (e *engine) recvPipe(fd int32, op *loop.Op) (int, syscall.Errno) {
 	buf.Moved(n)
 	if n == 0 {
 		buf.Release()
-		return 0, errno
+		return 0, cmp.Or(errno, syscall.EAGAIN)
 	}
 	op.Buf = buf
 	return n, 0

@@ -16,14 +16,16 @@ import (
 // long reports whether the full forms of the long tests were asked for.
 func long() bool { return os.Getenv("CUP_LONG") == "1" }
 
+// part is one test of the suite, and the memory of its pool.
+type part struct {
+	name   string
+	memory int
+	run    func(*rig)
+}
+
 // Run runs the suite on the engine that open returns. It is called once for
 // every kind of engine; open is called once for each test.
 func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
-	type part struct {
-		name   string
-		memory int
-		run    func(*rig)
-	}
 	for _, test := range []part{
 		{"accept", 8 << 20, testAccept},
 		{"accept in order", 8 << 20, testAcceptOrder},
@@ -53,6 +55,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"pipes run out", 8 << 20, testPipesRunOut},
 		{"pipes cancelled", 8 << 20, testPipeCancel},
 		{"pipes and resets", 8 << 20, testPipeReset},
+		{"pipes and urgent data", 8 << 20, testPipeUrgent},
 		{"unsent", 8 << 20, testUnsent},
 		{"buffers run out", 2 * loop.HeadBytes, testBuffersRunOut},
 		{"buffers run out for series", 2 * loop.HeadBytes, testBuffersRunOutMulti},

@@ -223,3 +223,36 @@ func testPipeReset(r *rig) {
 	pipe.Release()
 	r.close(a, b)
 }
+
+// testPipeUrgent passes on what comes around urgent data, which a receive steps
+// over and splice(2) does not.
+func testPipeUrgent(r *rig) {
+	const half = 1000
+	for _, ended := range []bool{false, true} {
+		a, writer := r.pair()
+		b, reader := r.pair()
+		l := r.relay(a, b, 2*half)
+		write(r, writer, pattern(0, half))
+		r.until("the first half to be passed on", func() bool { return l.left == half && l.buf == nil })
+		raw, err := writer.SyscallConn()
+		require.NoError(r, err)
+		require.NoError(r, raw.Write(func(fd uintptr) bool {
+			err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+			return true
+		}))
+		require.NoError(r, err)
+		if !ended {
+			r.pollFor(quiet) // it is found alone
+		}
+		write(r, writer, pattern(half, half))
+		if ended {
+			require.NoError(r, writer.CloseWrite())
+		}
+		r.until("the rest to be passed on", l.done)
+		got := make([]byte, 2*half)
+		_, err = io.ReadFull(reader, got)
+		require.NoError(r, err)
+		require.True(r, matches(got, 0))
+		r.close(a, b)
+	}
+}

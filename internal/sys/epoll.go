@@ -33,7 +33,7 @@ func EpollWaitLong(epfd int32, events []unix.EpollEvent, milliseconds int) (int,
 // or a listener reports. Its events carry fd, and age in their Pad.
 func EpollAdd(epfd, fd int32, age uint32) syscall.Errno {
 	event := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
+		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     fd,
 		Pad:    int32(age),
 	}
