@@ -215,9 +215,9 @@ func (p *Pool) grow(c Class) bool {
 // Buffer finds a buffer of class c by its ID.
 func (p *Pool) Buffer(c Class, id uint16) *Buffer { return p.classes[c].all[id] }
 
-// Trim gives the pages of free buffers back to the kernel, but for the hottest
-// keep bytes of each class. Call it now and then: memory then follows the load
-// down.
+// Trim gives the pages of free buffers back to the kernel, and closes free
+// pipes, but for the hottest keep bytes of each class. Call it now and then:
+// memory and descriptors then follow the load down.
 func (p *Pool) Trim(keep int) {
 	for c := range ClassPipe {
 		k := &p.classes[c]
@@ -228,6 +228,10 @@ func (p *Pool) Trim(keep int) {
 			_ = syscall.Madvise(k.free[i].mem, syscall.MADV_DONTNEED)
 			k.cold = i + 1
 		}
+	}
+	pipes := p.classes[ClassPipe].free
+	for _, b := range pipes[:max(0, len(pipes)-keep/PipeBytes)] {
+		b.closePipe()
 	}
 }
 

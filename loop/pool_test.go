@@ -117,6 +117,34 @@ func TestPoolAllocatesNothing(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(1000, func() { p.Get(loop.ClassHead).Release() }))
 }
 
+// Free pipes are closed in time, the hottest last, and opened again when used.
+func TestTrimClosesPipes(t *testing.T) {
+	p := loop.NewPool(3 * loop.PipeBytes)
+	defer func() { require.NoError(t, p.Close()) }()
+	lent, cold, hot := p.Get(loop.ClassPipe), p.Get(loop.ClassPipe), p.Get(loop.ClassPipe)
+	cold.Release()
+	hot.Release()
+	open := func() (n int) {
+		for _, b := range []*loop.Buffer{lent, cold, hot} {
+			if from, _ := b.Ends(); from != 0 {
+				n++
+			}
+		}
+		return n
+	}
+	require.Equal(t, 3, open())
+	p.Trim(loop.PipeBytes)
+	require.Equal(t, 2, open())
+	require.Same(t, hot, p.Get(loop.ClassPipe))
+	hot.Release()
+	p.Trim(0)
+	require.Equal(t, 1, open())
+	require.Same(t, hot, p.Get(loop.ClassPipe))
+	require.Equal(t, 2, open())
+	hot.Release()
+	lent.Release()
+}
+
 func TestPoolLendsFewPipes(t *testing.T) {
 	p := loop.NewPool(3 * loop.PipeBytes)
 	p.Pipes = 2
