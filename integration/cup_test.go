@@ -268,6 +268,21 @@ func descriptors(t testing.TB, pid int) int {
 	return len(list)
 }
 
+// pipes counts the descriptors of pid that are ends of pipes.
+func pipes(t testing.TB, pid int) int {
+	t.Helper()
+	descriptors(t, pid) // whether we may look
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	require.NoError(t, err)
+	n := 0
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, "pipe:") {
+			n++
+		}
+	}
+	return n
+}
+
 // record is a line of the log.
 type record struct {
 	Level  string

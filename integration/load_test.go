@@ -200,6 +200,13 @@ func TestNothingLeaks(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		b := startBackend(t, "a")
 		c := startCup(t, engine, configOf([]string{b.addr, refusingPort(t)}, `"workers": 2`, `"timeouts": {"backend_idle": "300ms"}`))
+		pipesOf := func() (n int) {
+			for _, pid := range c.workers() {
+				n += pipes(t, pid)
+			}
+			return n
+		}
+		pipesBefore := pipesOf()
 		much := func() {
 			l := startLoad(t, 100, mixed(c.addr))
 			rude := startLoad(t, 10, func(_, turn int) error { return behaveBadly(c.addr, turn) })
@@ -214,7 +221,8 @@ func TestNothingLeaks(t *testing.T) {
 						return false
 					}
 				}
-				return true
+				// Those of large bodies stay a while for the next ones.
+				return pipesOf() == pipesBefore
 			})
 		}
 		much()
