@@ -162,9 +162,9 @@ func (r *Results) writeProfiles(w *strings.Builder) {
 	if p == nil {
 		return
 	}
-	fmt.Fprintf(w, "### Where the time goes\n\n")
+	fmt.Fprintf(w, "\n### Where the time goes\n\n")
 	if p.Missing != "" {
-		fmt.Fprintf(w, "No profiles: %s.\n\n", p.Missing)
+		fmt.Fprintf(w, "No profiles: %s.\n", p.Missing)
 		return
 	}
 	fmt.Fprintf(w, "Shares of CPU time while a load runs, by `%s`. A wait costs nothing and is not seen.\n\n", strings.Join(p.Command, " "))
@@ -178,7 +178,6 @@ func (r *Results) writeProfiles(w *strings.Builder) {
 		fmt.Fprintf(w, "| %s | %s | %.1f %% | %.1f %% | %.1f %% | %s |\n", f.Load, f.Program, 100*f.Kernel, 100*f.Library,
 			100*(1-f.Kernel-f.Library), graph)
 	}
-	w.WriteString("\n")
 }
 
 // profileFailures is nothing: that perf cannot be used stands in the tables.

@@ -109,6 +109,9 @@ func (c *candidate) published(dir string) Program {
 	p.Command = slices.Clone(p.Command)
 	for i := range p.Command {
 		p.Command[i] = strings.ReplaceAll(p.Command[i], dir, "DIR")
+		if filepath.Base(p.Command[i]) == "bench" { // this program
+			p.Command[i] = "bin/bench"
+		}
 	}
 	return p
 }
