@@ -127,18 +127,16 @@ func (e *engine) trySend(d *desc) {
 // trySendPipe sends what a pipe holds on d, which is believed to have room.
 func (e *engine) trySendPipe(d *desc) {
 	pipe := d.send.Pipe
-	total := pipe.Piped()
 	from, _ := pipe.Ends()
 	e.stats.Calls++
-	n, errno := sys.Splice(from, d.fd, total)
+	n, errno := sys.Splice(from, d.fd, pipe.Piped())
 	pipe.Moved(-n)
 	if errno == syscall.EAGAIN {
 		d.writable = false
 		return
 	}
-	if errno == 0 && n < total {
-		d.writable = false
-	}
+	// Less than all of it may also have gone for other reasons than a full
+	// socket, and then no edge follows. Only EAGAIN promises one.
 	e.known(d.send, n, errno)
 }
 

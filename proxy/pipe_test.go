@@ -6,11 +6,13 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,6 +83,27 @@ func TestLargeBodies(t *testing.T) {
 		require.Greater(t, pipes(t), before, "pipes were made")
 		r.stop()
 		require.Equal(t, before, pipes(t), "pipes were closed")
+	})
+}
+
+// A client that takes the pages of a file more slowly than they come gets all of
+// it: however a send of a pipe comes out, the rest follows when there is room.
+func TestLargeFileSlowly(t *testing.T) {
+	const size, times = 64 << 20, 6
+	name := filepath.Join(t.TempDir(), "content")
+	require.NoError(t, os.WriteFile(name, random(size), 0o644))
+	files := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, name) })
+	each(t, func(t *testing.T, engine string) {
+		r := start(t, engine, to(serve(t, files)), nil)
+		for range times {
+			res, err := http.Get("http://" + r.addr + "/")
+			require.NoError(t, err)
+			f, err := os.Create(name + " copied")
+			require.NoError(t, err)
+			n, err := io.Copy(f, res.Body)
+			require.NoError(t, errors.Join(err, res.Body.Close(), f.Close()))
+			require.EqualValues(t, size, n)
+		}
 	})
 }
 
