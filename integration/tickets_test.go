@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -66,6 +67,7 @@ func TestResumption(t *testing.T) {
 		for i := range times + 1 {
 			switch i {
 			case times / 4:
+				waitForLines(t, logFile, 2*i) // a killed worker's last ones may be lost
 				require.NoError(t, syscall.Kill(c.workers()[0], syscall.SIGKILL))
 				eventually(t, "a worker in its place", func() bool {
 					first := &c.status().Workers[0]
@@ -97,6 +99,19 @@ func TestResumption(t *testing.T) {
 	})
 }
 
+// waitForLines waits until a file has at least n lines, and returns its text.
+func waitForLines(t *testing.T, file string, n int) string {
+	t.Helper()
+	var text []byte
+	eventually(t, fmt.Sprint(n, " lines in ", filepath.Base(file)), func() bool {
+		var err error
+		text, err = os.ReadFile(file)
+		require.NoError(t, err)
+		return bytes.Count(text, []byte("\n")) >= n
+	})
+	return string(text)
+}
+
 // checkTLSInLog waits for the lines of TestResumption.
 func checkTLSInLog(t *testing.T, file string, times int) {
 	type line struct {
@@ -104,20 +119,11 @@ func checkTLSInLog(t *testing.T, file string, times int) {
 		Resumed         bool
 	}
 	counts := map[line]int{}
-	eventually(t, "all lines", func() bool {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		if strings.Count(string(text), "\n") < 2*(times+1) {
-			return false
-		}
-		clear(counts)
-		for one := range strings.Lines(string(text)) {
-			var l line
-			require.NoError(t, json.Unmarshal([]byte(one), &l))
-			counts[l]++
-		}
-		return true
-	})
+	for one := range strings.Lines(waitForLines(t, file, 2*(times+1))) {
+		var l line
+		require.NoError(t, json.Unmarshal([]byte(one), &l))
+		counts[l]++
+	}
 	total := map[string]int{}
 	for l, n := range counts {
 		require.Equal(t, "cup.test", l.SNI)
