@@ -219,6 +219,19 @@ func (e *engine) Unsent(fd int32) int {
 	return sys.Unsent(fd)
 }
 
+func (e *engine) Quiet(fd int32) bool {
+	d := e.of(fd, "quiet")
+	if d.recv != nil {
+		panic(fmt.Sprintf("epollfallback: quiet: descriptor %d has a receive in flight", fd))
+	}
+	e.stats.Calls++
+	if !sys.Quiet(fd) {
+		return false
+	}
+	d.readable = false // what comes from now on is an edge
+	return true
+}
+
 func (e *engine) SendNow(fd int32, b []byte) int {
 	e.of(fd, "send now")
 	e.stats.Calls++

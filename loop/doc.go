@@ -39,6 +39,8 @@
 //   - CloseFD while an Op of the descriptor is in flight: shut it down or
 //     Cancel, and wait for the results. (close(2) with an armed receive sends
 //     no FIN.)
+//   - Quiet of a descriptor with a receive in flight, whose result may wait to
+//     be delivered.
 //   - Touching an engine from another goroutine, except by Wake.
 //   - Keeping Vecs or a Buffer's bytes after giving them back.
 //

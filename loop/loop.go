@@ -128,6 +128,10 @@ type Engine interface {
 	// acknowledged yet (SIOCOUTQ, tcp(7)): that it shrinks is progress of a
 	// stalled Send. -1 if the kernel does not tell.
 	Unsent(fd int32) int
+	// Quiet reports whether a receive on fd would have to wait: no bytes are
+	// there, urgent ones among them, and neither the peer's end nor an error.
+	// No receive may be in flight.
+	Quiet(fd int32) bool
 	// Abort makes the coming CloseFD end the connection with a RST instead
 	// of a FIN: the peer can tell that what it got is not whole. What was
 	// sent and not taken yet is lost.

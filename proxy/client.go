@@ -278,7 +278,7 @@ func (c *client) wantRecv() (loop.Code, loop.Class) {
 			}
 		} else if !x.reqBody.done {
 			if x.wantsRequestBody() && c.in.empty() {
-				return loop.Recv, c.recvClass(&x.reqBody, c.tls == nil && x.route.plain, 0)
+				return loop.Recv, c.recvClass(&x.reqBody, c.tls == nil && x.route.plain)
 			}
 		} else if c.in.empty() {
 			return loop.RecvMulti, loop.ClassHead // the next request, or the end

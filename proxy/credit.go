@@ -48,14 +48,13 @@ func (p *Proxy) allowance() int {
 const pipeMin = 256 << 10
 
 // recvClass is the class of buffer to receive the rest of b into. What nobody
-// has to look at, because neither side has TLS (plain), does not leave the kernel,
-// but for the last tail bytes.
-func (c *conn) recvClass(b *body, plain bool, tail int64) loop.Class {
+// has to look at, because neither side has TLS (plain), does not leave the kernel.
+func (c *conn) recvClass(b *body, plain bool) loop.Class {
 	switch {
 	case c.p.pressed(pressureShare), b.framing == message.FramingLength && b.left <= loop.HeadBytes:
 		return loop.ClassHead
 	case b.framing == message.FramingLength && b.moved+b.left >= pipeMin && plain:
-		c.recv.Max = int32(min(b.left-tail, loop.PipeBytes))
+		c.recv.Max = int32(min(b.left, loop.PipeBytes))
 		return loop.ClassPipe
 	}
 	return loop.ClassBody

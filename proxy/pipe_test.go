@@ -155,55 +155,198 @@ func TestLargeBodyRetriedWithTLS(t *testing.T) {
 	})
 }
 
-// What a backend sends behind a large body is nobody's response.
-func TestLargeBodyTooLong(t *testing.T) {
-	const size = 300 << 10
-	each(t, func(t *testing.T, engine string) {
-		backend := scripted(t, func(_ int, c *net.TCPConn) {
-			for in := bufio.NewReader(c); ; {
-				first, err := head(in)
-				if err != nil {
-					return
-				}
-				if strings.Contains(first, "/long") {
-					fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%sHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong", size, make([]byte, size))
-				} else {
-					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
-				}
+// Heads of responses that are too long, and what ends the chunks of one.
+const (
+	lengthHead  = "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+	chunkedHead = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n"
+	chunksEnd   = "\r\n0\r\n\r\n"
+)
+
+// talkative is a backend that answers "/long" with a body in parts, each sent on a
+// word that the one before was received, and with another response behind it.
+func talkative(t *testing.T, format string, body []byte, parts []int, next <-chan bool) string {
+	text := fmt.Appendf(nil, format, len(body))
+	var pieces [][]byte
+	for _, n := range parts {
+		pieces = append(pieces, append(text, body[:n]...))
+		text, body = nil, body[n:]
+	}
+	last := &pieces[len(pieces)-1]
+	if format == chunkedHead {
+		*last = append(*last, chunksEnd...)
+	}
+	*last = append(*last, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"...)
+	return scripted(t, func(_ int, c *net.TCPConn) {
+		for in := bufio.NewReader(c); ; {
+			first, err := head(in)
+			if err != nil {
+				return
 			}
-		})
-		r := start(t, engine, to(backend), nil)
-		for range 20 {
+			if !strings.Contains(first, "/long") {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
+				continue
+			}
+			for _, p := range pieces {
+				c.Write(p)
+				<-next
+			}
+		}
+	})
+}
+
+// What a backend sends behind a response is nobody's response, also if the last
+// receive took no byte of it.
+func TestResponseTooLong(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		for name, test := range map[string]struct {
+			head  string
+			parts []int // of the body; the first comes with the head
+		}{
+			"head and body fill a buffer":   {lengthHead, []int{loop.HeadBytes - len(lengthHead) + len("%d") - len("32726")}},
+			"head and chunks fill a buffer": {chunkedHead, []int{loop.HeadBytes - len(chunkedHead) + len("%x") - len("7fc4") - len(chunksEnd)}},
+			"a body fills a buffer":         {lengthHead, []int{0, loop.HeadBytes}},
+			"the rest fills a buffer":       {lengthHead, []int{loop.MultiBytes, loop.HeadBytes}},
+			"pipe":                          {lengthHead, []int{0, 300 << 10}},
+			"pipes":                         {lengthHead, []int{0, 5 << 20}},
+			"the rest fills a pipe":         {lengthHead, []int{loop.MultiBytes, loop.PipeBytes}},
+		} {
+			t.Run(name, func(t *testing.T) {
+				total := 0
+				for _, n := range test.parts {
+					total += n
+				}
+				body, next := stressBody(name, total), make(chan bool, len(test.parts))
+				r := start(t, engine, to(talkative(t, test.head, body, test.parts, next)), nil)
+				for range 5 {
+					c := r.dial()
+					_, err := io.WriteString(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+					require.NoError(t, err)
+					in := bufio.NewReader(c)
+					res, err := http.ReadResponse(in, nil)
+					require.NoError(t, err)
+					rest := body
+					for _, n := range test.parts {
+						got := make([]byte, n)
+						_, err := io.ReadFull(res.Body, got)
+						require.NoError(t, err)
+						require.True(t, bytes.Equal(rest[:n], got))
+						rest = rest[n:]
+						next <- true
+					}
+					require.Empty(t, readAll(t, res))
+					res, err = http.ReadResponse(in, nil)
+					require.NoError(t, err)
+					require.Equal(t, "right", readAll(t, res))
+					require.NoError(t, c.Close())
+				}
+			})
+		}
+	})
+}
+
+// A request behind a large body is served, in order, however the body came.
+func TestLargeBodiesPipelined(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		r := start(t, engine, to(serve(t, echo)), nil)
+		for _, bound := range []int{32, 0} {
+			r.onLoop(func() { r.pool.Pipes = bound })
 			c := r.dial()
-			_, err := io.WriteString(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
-			require.NoError(t, err)
+			sizes := []int{300 << 10, 1 << 20, loop.PipeBytes, loop.PipeBytes, 1, loop.HeadBytes, loop.BodyBytes + 1}
+			var all bytes.Buffer
+			var want []string
+			for i, n := range sizes {
+				body := stressBody(fmt.Sprint(bound, i), n)
+				fmt.Fprintf(&all, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", n, body)
+				want = append(want, fmt.Sprintf("%d %x <nil>", n, sha256.Sum256(body)))
+			}
+			all.WriteString("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+			want = append(want, fmt.Sprintf("0 %x <nil>", sha256.Sum256(nil)))
+			sent := make(chan error, 1)
+			go func() {
+				_, err := c.Write(all.Bytes())
+				sent <- err
+			}()
 			in := bufio.NewReader(c)
-			for _, want := range []string{string(make([]byte, size)), "right"} {
+			for i := range want {
 				res, err := http.ReadResponse(in, nil)
 				require.NoError(t, err)
-				require.True(t, readAll(t, res) == want)
+				require.Equal(t, want[i], readAll(t, res), "request %d", i)
 			}
-			require.NoError(t, c.Close())
+			require.NoError(t, <-sent)
 		}
 	})
 }
 
 // What came of a body that its backend breaks off is passed on, and the client
-// can tell that it is not all.
+// can tell that it is not all. A reset may take back what was not read yet.
 func TestLargeBodyBrokenOff(t *testing.T) {
 	each(t, func(t *testing.T, engine string) {
-		const part = 1<<20 + 77
-		body := stressBody("part", part)
-		backend := scripted(t, func(_ int, c *net.TCPConn) {
-			if _, err := head(bufio.NewReader(c)); err == nil {
-				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", 10*part, body)
+		for _, size := range []struct{ part, whole int }{
+			{1<<20 + 77, 10 << 20}, {0, 300 << 10}, {300<<10 - 1, 300 << 10}, {loop.PipeBytes, loop.PipeBytes + 1},
+		} {
+			body := stressBody(fmt.Sprint("part", size.part), size.part)
+			for _, reset := range []bool{false, true} {
+				seen := make(chan bool) // the response's head
+				backend := scripted(t, func(_ int, c *net.TCPConn) {
+					if _, err := head(bufio.NewReader(c)); err == nil {
+						fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size.whole, body)
+					}
+					<-seen
+					if reset {
+						c.SetLinger(0)
+					}
+				})
+				r := start(t, engine, to(backend), nil)
+				res, err := http.Get("http://" + r.addr + "/")
+				require.NoError(t, err)
+				close(seen)
+				got, err := io.ReadAll(res.Body)
+				require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+				require.True(t, bytes.HasPrefix(body, got))
+				if !reset {
+					require.Len(t, got, size.part)
+				}
 			}
-		})
-		r := start(t, engine, to(backend), nil)
-		res, err := http.Get("http://" + r.addr + "/")
-		require.NoError(t, err)
-		got, err := io.ReadAll(res.Body)
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		require.True(t, bytes.Equal(body, got))
+		}
+	})
+}
+
+// A client that leaves in the middle of its large body leaves the backend with a
+// part of it that looks like one, and nothing in a pipe for anybody else.
+func TestLargeBodyOfClientGone(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		const size = 8 << 20
+		type upload struct {
+			n   int64
+			err error
+		}
+		began, uploads := make(chan bool, 1), make(chan upload, 1)
+		r := start(t, engine, to(serve(t, func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodGet {
+				w.Write(make([]byte, 1<<20))
+				return
+			}
+			began <- true
+			n, err := io.Copy(io.Discard, req.Body)
+			uploads <- upload{n, err}
+		})), nil)
+		for _, part := range []int{1000, 300 << 10, size - 1} {
+			for _, reset := range []bool{false, true} {
+				c := r.dial()
+				_, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", size, bytes.Repeat([]byte("x"), part))
+				require.NoError(t, err)
+				<-began
+				if reset {
+					require.NoError(t, c.SetLinger(0))
+				}
+				require.NoError(t, c.Close())
+				got := <-uploads
+				require.Error(t, got.err)
+				require.LessOrEqual(t, got.n, int64(part))
+				res, err := http.Get("http://" + r.addr + "/")
+				require.NoError(t, err)
+				require.True(t, readAll(t, res) == string(make([]byte, 1<<20)))
+			}
+		}
 	})
 }

@@ -224,6 +224,10 @@ func (s *session) Offload(job func()) {
 // thirsty reports whether the session needs more of the peer to go on.
 func (s *session) thirsty() bool { return s.dry && !s.ended }
 
+// silent reports whether all that came of the peer was read, and is not the begin
+// of a record whose rest is to come.
+func (s *session) silent() bool { return s.dry && !s.tls.Partial() }
+
 // arrived is told that records came, or the end of them.
 func (s *session) arrived() {
 	s.dry = false

@@ -101,16 +101,20 @@ const freshFor = int64(1e9)
 
 // takeIdle takes the most recently used idle connection, or returns nil. A
 // request that is not idempotent gets only one used just now: the backend may
-// be closing any other at this moment.
+// be closing any other at this moment. One whose session has something to read,
+// or part of it, ends: nobody asked for that.
 func (b *backend) takeIdle(now int64, idempotent bool) *stream {
-	st := b.idle
-	if st == nil || !idempotent && now-st.idleSince > freshFor {
-		return nil
+	for st := b.idle; st != nil && (idempotent || now-st.idleSince <= freshFor); st = b.idle {
+		if st.tls != nil && !st.tls.silent() {
+			st.become(streamClosing)
+			continue
+		}
+		b.unlink(st)
+		st.become(streamHead)
+		st.reused = true
+		return st
 	}
-	b.unlink(st)
-	st.become(streamHead)
-	st.reused = true
-	return st
+	return nil
 }
 
 func (b *backend) link(st *stream) {
@@ -273,12 +277,11 @@ func (st *stream) advance() {
 	case streamTunnel:
 		st.x.moveTunnel()
 	case streamSettle:
-		if !st.sending() {
+		if !st.sending() || st.spoiled() {
 			st.settled()
 		}
 	case streamIdle:
-		// A backend has nothing to say between responses.
-		if !st.in.empty() || st.eof || st.fault != 0 {
+		if st.spoiled() {
 			st.become(streamClosing)
 		}
 	}
@@ -338,7 +341,7 @@ func (st *stream) readHead() bool {
 // requestDone tells whether the whole request was handed to the stream.
 func (st *stream) release(requestDone bool) {
 	st.x = nil
-	if !st.keep || !requestDone || st.eof || st.fault != 0 || st.sendFault != 0 || !st.in.empty() || !st.backend.named {
+	if !st.keep || !requestDone || st.sendFault != 0 || st.spoiled() || !st.backend.named || st.surplus() {
 		st.become(streamClosing)
 		return
 	}
@@ -352,13 +355,40 @@ func (st *stream) release(requestDone bool) {
 // settled puts the stream into its backend's pool, if nothing of the request
 // is left unsent.
 func (st *stream) settled() {
-	if st.queued() || st.sendFault != 0 || st.eof || st.fault != 0 || !st.in.empty() || !st.backend.named || st.backend.disabled() {
+	if st.queued() || st.sendFault != 0 || st.spoiled() || !st.backend.named || st.backend.disabled() {
 		st.become(streamClosing)
 		return
 	}
 	st.idleSince = st.p.now
 	st.become(streamIdle)
 	st.backend.link(st)
+}
+
+// spoiled reports whether something came behind a response, where a backend has
+// nothing to say, or the connection's end.
+func (st *stream) spoiled() bool { return !st.in.empty() || st.eof || st.fault != 0 }
+
+// surplus reports whether more may have come behind a response than the last
+// receive took: it would be taken for the next response. The kernel is asked only
+// if that receive took as much as it could.
+func (st *stream) surplus() bool {
+	if !brimful(&st.recv) {
+		return false
+	}
+	// The next result of a series may be known already, and not delivered.
+	return st.recv.InFlight() || !st.p.engine.Quiet(st.fd)
+}
+
+// brimful reports whether more may have been there than the receive that was
+// delivered last has taken.
+func brimful(op *loop.Op) bool {
+	switch {
+	case op.Code == loop.RecvMulti:
+		return op.N == loop.HeadBytes || !op.More // the last of a series may be cut
+	case op.Size == loop.ClassPipe:
+		return op.N >= int(op.Max)
+	}
+	return op.N == op.Size.Bytes()
 }
 
 func (st *stream) wantSend() bool { return st.state != streamConnect }
@@ -380,7 +410,7 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		if st.x.client.out.held < st.p.allowance() {
 			return loop.RecvMulti, loop.ClassHead
 		}
-	case streamIdle:
+	case streamSettle, streamIdle: // the end, or what a backend has no business to say
 		return loop.RecvMulti, loop.ClassHead
 	case streamTunnel:
 		if st.x.wantsTunnel(&st.conn, &st.x.client.conn) {
@@ -388,9 +418,7 @@ func (st *stream) wantRecv() (loop.Code, loop.Class) {
 		}
 	case streamBody:
 		if st.in.empty() && st.x.client.out.held < st.p.allowance() {
-			// What a backend sends behind the end comes with the last byte. In
-			// the kernel it would be taken for the next response.
-			return loop.Recv, st.recvClass(&st.x.respBody, st.tls == nil && st.x.client.tls == nil, 1)
+			return loop.Recv, st.recvClass(&st.x.respBody, st.tls == nil && st.x.client.tls == nil)
 		}
 	}
 	return 0, 0

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
@@ -465,6 +466,88 @@ func TestTLSStorm(t *testing.T) {
 			case <-time.After(30 * time.Second):
 				require.FailNow(t, "not told", "%v", want)
 			}
+		}
+	})
+}
+
+// gathered is a connection that holds back what is written, once it is told to.
+type gathered struct {
+	net.Conn
+	hold bool
+	held []byte
+}
+
+func (g *gathered) Write(b []byte) (int, error) {
+	if !g.hold {
+		return g.Conn.Write(b)
+	}
+	g.held = append(g.held, b...)
+	return len(b), nil
+}
+
+// What a backend sends behind a response is nobody's response over TLS, too: in
+// a record of its own, in one of which only a part has come, and behind what one
+// receive took.
+func TestTLSResponseTooLong(t *testing.T) {
+	const surplus = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+	const overhead = 5 + 1 + 16 // of a record (RFC 8446 5.2)
+	const plain = "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+	each(t, func(t *testing.T, engine string) {
+		id, err := newIdentity()
+		require.NoError(t, err)
+		config := id.server()
+		config.SessionTicketsDisabled, config.DynamicRecordSizingDisabled = true, true
+		for name, test := range map[string]struct {
+			size int
+			cut  int // so many bytes of the surplus come later
+		}{
+			"a record":               {1000, 0},
+			"a record without end":   {1000, 1},
+			"a header without end":   {1000, overhead + len(surplus) - 2},
+			"the rest of a buffer":   {loop.HeadBytes - 2*overhead - len(plain) + len("%d") - len("32682"), 0},
+			"more than a buffer":     {100_000, 0},
+			"more, without its end":  {100_000, 3},
+			"a large body and a bit": {1 << 20, overhead + len(surplus) - 5},
+		} {
+			t.Run(name, func(t *testing.T) {
+				body := stressBody(name, test.size)
+				backend := scripted(t, func(_ int, c *net.TCPConn) {
+					g := &gathered{Conn: c}
+					s := tls.Server(g, config)
+					for in := bufio.NewReader(s); ; {
+						first, err := head(in)
+						if err != nil {
+							return
+						}
+						c.Write(g.held)
+						g.held, g.hold = nil, strings.Contains(first, "/long")
+						if !g.hold {
+							io.WriteString(s, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
+							continue
+						}
+						s.Write(append(fmt.Appendf(nil, plain, len(body)), body...))
+						io.WriteString(s, surplus)
+						whole := len(g.held) - test.cut
+						c.Write(g.held[:whole])
+						g.held = g.held[whole:]
+					}
+				})
+				routes := to(backend)
+				routes[0].Backends[0].TLS = id.client()
+				r := start(t, engine, routes, nil)
+				for range 5 {
+					c := r.dial()
+					_, err := io.WriteString(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+					require.NoError(t, err)
+					in := bufio.NewReader(c)
+					for _, want := range []string{string(body), "right"} {
+						res, err := http.ReadResponse(in, nil)
+						require.NoError(t, err)
+						require.True(t, readAll(t, res) == want)
+					}
+					require.NoError(t, c.Close())
+				}
+			})
 		}
 	})
 }

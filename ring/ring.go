@@ -569,6 +569,14 @@ func (e *engine) Unsent(fd int32) int {
 	return sys.Unsent(fd)
 }
 
+func (e *engine) Quiet(fd int32) bool {
+	if e.at(fd).recv != nil {
+		panic(fmt.Sprintf("ring: is descriptor %d quiet, with a receive in flight?", fd))
+	}
+	e.stats.Calls++
+	return sys.Quiet(fd)
+}
+
 func (e *engine) SendNow(fd int32, b []byte) int {
 	e.at(fd)
 	e.stats.Calls++

@@ -135,6 +135,10 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Partial reports whether the last record that was taken of the peer's stream has
+// not come whole: after a Read with ErrAgain, whether part of one is there.
+func (c *Conn) Partial() bool { return c.wire.records.partial() }
+
 // Write sends p as records by Transport.Send. The handshake must be complete.
 func (c *Conn) Write(p []byte) error {
 	_, err := c.tls.Write(p)

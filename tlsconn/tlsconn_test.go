@@ -270,6 +270,40 @@ func TestDataBehindTheHandshake(t *testing.T) {
 	require.Equal(t, "early bird", string(p[:n]))
 }
 
+// A part of a record is known of, however it is cut, and no whole one is taken
+// for a part.
+func TestPartialRecord(t *testing.T) {
+	eachVersion(t, func(t *testing.T, version uint16) {
+		c, s := upPair(t, version)
+		p := make([]byte, 100)
+		read := func() (n int) {
+			n, err := c.Read(p)
+			if err == nil {
+				_, err = c.Read(p[n:])
+			}
+			require.Equal(t, ErrAgain, err)
+			return n
+		}
+		read() // tickets
+		require.False(t, c.Partial())
+		for cut := 1; ; cut++ {
+			c.seen = 0
+			require.NoError(t, s.Write([]byte("one")))
+			whole := len(c.in)
+			require.NoError(t, s.Write([]byte("two")))
+			if whole+cut == len(c.in) {
+				break
+			}
+			c.seen = whole + cut
+			require.Equal(t, 3, read(), "at byte %d", cut)
+			require.True(t, c.Partial(), "at byte %d", cut)
+			c.seen = -1
+			require.Equal(t, 3, read())
+			require.False(t, c.Partial())
+		}
+	})
+}
+
 func TestResumption(t *testing.T) {
 	eachVersion(t, func(t *testing.T, version uint16) {
 		client, server := clientConfig(version), serverConfig(t, ecdsaKey(t))

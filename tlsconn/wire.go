@@ -26,14 +26,43 @@ type wire struct {
 	t Transport
 	// yield lets the handshake rest; it reports whether to go on. It is nil
 	// while no handshake runs.
-	yield func(struct{}) bool
-	busy  atomic.Bool // an offloaded job runs
+	yield   func(struct{}) bool
+	busy    atomic.Bool // an offloaded job runs
+	records records     // of the peer's, as far as they were read
 }
+
+// records follows a stream of records (RFC 8446 5.1), of which crypto/tls takes
+// more at a time than it can use.
+type records struct {
+	head [5]byte // the type, the version, the length of what follows
+	got  int     // bytes of head
+	left int     // bytes that the last record still misses
+}
+
+func (r *records) follow(b []byte) {
+	for len(b) > 0 {
+		if r.left > 0 {
+			n := min(r.left, len(b))
+			r.left -= n
+			b = b[n:]
+			continue
+		}
+		n := copy(r.head[r.got:], b)
+		r.got += n
+		b = b[n:]
+		if r.got == len(r.head) {
+			r.got, r.left = 0, int(r.head[3])<<8|int(r.head[4])
+		}
+	}
+}
+
+func (r *records) partial() bool { return r.got > 0 || r.left > 0 }
 
 func (w *wire) Read(p []byte) (int, error) {
 	for {
 		if b := w.t.Received(); len(b) > 0 {
 			n := copy(p, b)
+			w.records.follow(p[:n])
 			w.t.Consume(n)
 			return n, nil
 		}

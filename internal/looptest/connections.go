@@ -335,6 +335,7 @@ func testBroken(r *rig) {
 	k := r.recv(fd)
 	require.Panics(r, func() { r.Submit(&k.Op) }, "submit what is in flight")
 	require.Panics(r, func() { r.CloseFD(fd) }, "close with an operation in flight")
+	require.Panics(r, func() { r.Quiet(fd) }, "ask for what a receive in flight may have")
 	require.Panics(r, func() { r.recv(fd) }, "two receives")
 	r.tasks = r.tasks[:len(r.tasks)-1]
 	r.Cancel(&k.Op)

@@ -228,6 +228,14 @@ func (e *FaultyEngine) Shutdown(fd int32, how int) syscall.Errno {
 	return e.Engine.Shutdown(fd, how)
 }
 
+// Quiet knows what was held back.
+func (e *FaultyEngine) Quiet(fd int32) bool {
+	if c := e.conns[fd]; c != nil && (c.broken || len(c.rest) > 0) {
+		return false
+	}
+	return e.Engine.Quiet(fd)
+}
+
 // SendNow sends nothing on a connection that was reset.
 func (e *FaultyEngine) SendNow(fd int32, b []byte) int {
 	if c := e.conns[fd]; c != nil && c.broken {

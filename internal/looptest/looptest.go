@@ -57,6 +57,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"pipes and resets", 8 << 20, testPipeReset},
 		{"pipes and urgent data", 8 << 20, testPipeUrgent},
 		{"unsent", 8 << 20, testUnsent},
+		{"quiet", 8 << 20, testQuiet},
 		{"buffers run out", 2 * loop.HeadBytes, testBuffersRunOut},
 		{"buffers run out for series", 2 * loop.HeadBytes, testBuffersRunOutMulti},
 		{"starved receive cancelled", 2 * loop.HeadBytes, testStarvedCancel},

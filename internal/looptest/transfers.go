@@ -513,3 +513,53 @@ func testUnsent(r *rig) {
 	r.close(fd)
 	await(r, read)
 }
+
+// A descriptor is quiet while a receive would wait, not when one has taken all
+// that it had room for.
+func testQuiet(r *rig) {
+	const size = loop.HeadBytes
+	fd, peer := r.pair()
+	loud := func() {
+		r.Helper()
+		end := time.Now().Add(patience)
+		for r.Quiet(fd) && time.Now().Before(end) {
+			r.pollFor(time.Millisecond)
+		}
+		require.False(r, r.Quiet(fd))
+	}
+	require.True(r, r.Quiet(fd))
+	for _, more := range []int{0, 1} {
+		k := r.recv(fd)
+		write(r, peer, pattern(0, size+more))
+		for got := r.result(k).n; got < size; got += r.result(k).n { // it may come in parts
+			r.again(k)
+		}
+		require.Equal(r, more == 0, r.Quiet(fd))
+		if more > 0 {
+			require.Equal(r, more, r.result(r.recv(fd)).n)
+			require.True(r, r.Quiet(fd))
+		}
+	}
+
+	raw, err := peer.SyscallConn()
+	require.NoError(r, err)
+	require.NoError(r, raw.Write(func(fd uintptr) bool {
+		err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+		return true
+	}))
+	require.NoError(r, err)
+	loud()
+	k := r.recv(fd)
+	write(r, peer, pattern(0, 10))
+	require.Equal(r, 10, r.result(k).n, "what is behind the urgent byte")
+	require.NoError(r, peer.CloseWrite())
+	loud()
+	require.Equal(r, result{}, r.result(r.recv(fd)))
+	r.close(fd)
+
+	fd, peer = r.pair()
+	reset(r, peer)
+	loud()
+	require.Equal(r, syscall.ECONNRESET, r.result(r.recv(fd)).err)
+	r.close(fd)
+}

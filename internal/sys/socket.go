@@ -214,6 +214,14 @@ func PollNow(fds []unix.PollFd) syscall.Errno {
 	}
 }
 
+// Quiet reports whether a receive from a stream socket would have to wait: there
+// are no bytes, urgent ones among them, and neither the peer's end nor an error
+// (poll(2)).
+func Quiet(fd int32) bool {
+	one := [1]unix.PollFd{{Fd: fd, Events: unix.POLLIN | unix.POLLPRI | unix.POLLRDHUP}}
+	return PollNow(one[:]) == 0 && one[0].Revents == 0
+}
+
 // EventFD makes an event counter, close-on-exec (eventfd(2)). If it is
 // nonblocking, ReadEvent never sleeps.
 func EventFD(nonblocking bool) (int32, syscall.Errno) {

@@ -163,6 +163,7 @@ func TestSocketCallsDoNotAllocate(t *testing.T) {
 		Send(a, vecs[0])
 		Recv(b, buf)
 		Unsent(a)
+		Quiet(a)
 		SocketError(a)
 		Monotonic()
 		Connect(a, &addr, 28)
