@@ -23,6 +23,7 @@ const childVariable = "CLOUD_CUP_INTEGRATION_CHILD"
 var children = map[string]func() error{
 	"idle":     idleClients,
 	"refuse":   refuseAndExecute,
+	"pipes":    takePipePages,
 	"stranger": becomeStranger,
 
 	"unprivileged": executeUnprivileged,
