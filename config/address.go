@@ -190,7 +190,10 @@ func (d *decoder) checkHost(s string) (host, msg, hint string) {
 		}
 		return "", "a backend is an address without a scheme", fmt.Sprintf("did you mean %q?", rest)
 	case strings.Contains(s, "://"):
-		return "", "a backend is an address without a scheme", ""
+		if n := len(schemeTLS); len(s) > n && strings.EqualFold(s[:n], schemeTLS) {
+			hint = fmt.Sprintf("did you mean %q?", schemeTLS+s[n:])
+		}
+		return "", "a backend is an address without a scheme, or with https://", hint
 	case looksLikeSocket(s):
 		return "", "a backend is an address and a port", fmt.Sprintf("did you mean %q?", "unix:"+clip(s))
 	case strings.Contains(s, "/"):
@@ -232,6 +235,9 @@ func (d *decoder) tlsHost(s string) (host, msg, hint string) {
 	}
 	if _, _, bad, _ := splitAddress(rest); bad == "the port is missing" {
 		rest += ":443"
+	}
+	if _, err := netip.ParseAddr(rest); err == nil && strings.Contains(rest, ":") {
+		return "", "an IPv6 address must stand in brackets", fmt.Sprintf("did you mean %q?", schemeTLS+"["+rest+"]")
 	}
 	host, msg, hint = d.checkHost(rest)
 	return schemeTLS + host, msg, hint

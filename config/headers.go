@@ -166,6 +166,8 @@ func (r *ruleDecoder) owned(lower string) (msg, hint string) {
 		return "the proxy waits for 100 (Continue) as this field of the client says", "remove this rule"
 	case "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto":
 		return "the proxy writes this field itself, or none", "use forwarded, and trusted_proxies for what others wrote"
+	case "x-client-cert-subject":
+		return "the proxy writes this field itself, of a client's verified certificate, or none", "remove this rule"
 	case "x-request-id":
 		if r.route.RequestID {
 			return "the proxy passes it on or makes it in this route", "set request_id to false in this route to have a rule for it"

@@ -41,7 +41,7 @@ func TestHeaderRules(t *testing.T) {
 // What is the proxy's own in requests may be changed in responses, and
 // X-Request-Id in requests when the proxy leaves it alone.
 func TestOwnedHeaders(t *testing.T) {
-	for _, name := range []string{"Host", "Expect", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Request-Id"} {
+	for _, name := range []string{"Host", "Expect", "Forwarded", "X-Client-Cert-Subject", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto", "X-Request-Id"} {
 		rules := fmt.Sprintf(`{"set": {%q: "a"}}`, name)
 		_, err := Parse("cup.json", []byte(route("/x", `"headers": {"request": `+rules+`}`)), "")
 		require.ErrorContains(t, err, fmt.Sprintf("headers.request.set %q: ", name))

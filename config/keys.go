@@ -251,7 +251,9 @@ func (d *decoder) config(v *hujson.Value, c *Config) {
 	logKeys.preset(&c.AccessLog)
 	seen := configKeys.decode(d, v, c)
 	configKeys.require(d, v, seen)
-	c.inheritSSL()
+	if used := c.inheritSSL(); !used && c.SSL != nil && len(c.Policies) > 0 {
+		d.at(seen["ssl"].StartOffset, "", "ssl is of no use: no address of root takes it from here")
+	}
 }
 
 // admin decodes admin.

@@ -3,7 +3,6 @@ package config
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/tailscale/hujson"
 )
@@ -19,12 +17,13 @@ import (
 // SSL is how listeners speak TLS. All files were read, see Config.Files; each
 // certificate belongs to its key and was valid when the text was parsed.
 type SSL struct {
-	// Certificates has at least one element. A client gets the one that the
-	// name it asks for (SNI) matches, else the first.
+	// Certificates has at least one element. A client gets the first one that
+	// is for the name it asks for (SNI) and has a kind of key that it knows,
+	// else the first: see CertificateNames.
 	Certificates []KeyPair
 	MinVersion   SSLVersion
-	// Curves are the key exchanges in order of preference, nil for those of
-	// crypto/tls.
+	// Curves are the key exchanges that are offered, nil for those of
+	// crypto/tls, which has an order of its own.
 	Curves []tls.CurveID
 	// Client says whether clients show a certificate of their own.
 	Client ClientCerts
@@ -121,13 +120,16 @@ func (d *decoder) listenerSSL(v *hujson.Value, l *listener) {
 }
 
 // inheritSSL gives the addresses that say nothing of ssl that of the top level.
-func (c *Config) inheritSSL() {
+// It reports whether there are any.
+func (c *Config) inheritSSL() (used bool) {
 	for i := range c.Policies {
 		p := &c.Policies[i]
 		if p.SSL == nil && !p.plain && !p.Redirect {
 			p.SSL = c.SSL
+			used = true
 		}
 	}
+	return used
 }
 
 // redirect decodes where the requests to an address are sent on to.
@@ -152,6 +154,7 @@ func (d *decoder) certificates(v *hujson.Value, r *sslReader) {
 		d.at(v.StartOffset, "", "certificates is empty: ssl needs at least one")
 		return
 	}
+	shown := map[string]bool{}
 	for i := range list.Elements {
 		e := &list.Elements[i]
 		var pair KeyPair
@@ -159,12 +162,25 @@ func (d *decoder) certificates(v *hujson.Value, r *sslReader) {
 		if seen == nil {
 			continue
 		}
-		d.keyPair(e, seen, pairKeys.what, pair)
+		leaf := d.keyPair(e, seen, pairKeys.what, pair)
 		if slices.Contains(r.Certificates, pair) {
 			d.at(e.StartOffset, "", "this certificate stands twice in certificates")
+		} else if leaf != nil && !isShown(leaf, shown) && i > 0 {
+			d.at(e.StartOffset, "", "this certificate is never shown: those before it are for all of its names")
 		}
 		r.Certificates = append(r.Certificates, pair)
 	}
+}
+
+// isShown reports whether a certificate is the first with its kind of key for
+// any of its names. It notes them in shown, which has those before it.
+func isShown(leaf *x509.Certificate, shown map[string]bool) (first bool) {
+	for _, name := range CertificateNames(leaf) {
+		key := leaf.PublicKeyAlgorithm.String() + " " + name
+		first = first || !shown[key]
+		shown[key] = true
+	}
+	return first
 }
 
 // curves decodes the key exchanges.
@@ -234,72 +250,8 @@ func (d *decoder) authorities(v *hujson.Value, path string) {
 }
 
 // keyPair checks a pair of ssl, whose keys are called as in the file.
-func (d *decoder) keyPair(v *hujson.Value, seen map[string]*hujson.Value, what string, pair KeyPair) {
-	d.pair(v, pairPlaces{what, "ssl_certificate", "ssl_certificate_key", seen}, pair)
-}
-
-// pairPlaces tells where a pair stands.
-type pairPlaces struct {
-	what, certificate, key string // names of the object and its keys
-	seen                   map[string]*hujson.Value
-}
-
-// pair reads the files of a pair and checks that they belong together and that
-// the certificate is valid now.
-func (d *decoder) pair(v *hujson.Value, p pairPlaces, pair KeyPair) {
-	atCertificate, atKey := p.seen[p.certificate], p.seen[p.key]
-	for _, name := range []string{p.certificate, p.key} {
-		if p.seen[name] == nil {
-			d.at(v.StartOffset, "", "%s is missing in %s", name, p.what)
-		}
-	}
-	var certificate, key []byte
-	if atCertificate != nil && pair.Certificate != "" {
-		certificate = d.pem(atCertificate, pair.Certificate, "CERTIFICATE", "a certificate")
-	}
-	if atKey != nil && pair.Key != "" {
-		key = d.pem(atKey, pair.Key, "PRIVATE KEY", "a private key")
-	}
-	if certificate == nil || key == nil {
-		return
-	}
-	parsed, err := tls.X509KeyPair(certificate, key)
-	switch {
-	case err != nil && strings.Contains(err.Error(), "match"):
-		d.at(atKey.StartOffset, "", "the private key does not belong to the certificate")
-	case err != nil && strings.Contains(err.Error(), "private key"):
-		d.at(atKey.StartOffset, "", "%s", strings.TrimPrefix(err.Error(), "tls: "))
-	case err != nil:
-		d.at(atCertificate.StartOffset, "", "%s", strings.TrimPrefix(err.Error(), "tls: "))
-	case d.now.IsZero(): // it was valid when it was accepted
-	case d.now.Before(parsed.Leaf.NotBefore):
-		d.at(atCertificate.StartOffset, "", "the certificate is not valid before %s", parsed.Leaf.NotBefore.Format(time.RFC3339))
-	case d.now.After(parsed.Leaf.NotAfter):
-		d.at(atCertificate.StartOffset, "", "the certificate expired on %s", parsed.Leaf.NotAfter.Format(time.RFC3339))
-	}
-}
-
-// pem reads the PEM file that v names. It returns nil after a mistake.
-func (d *decoder) pem(v *hujson.Value, path, block, what string) []byte {
-	text, err := d.read(path)
-	if err != nil {
-		d.at(v.StartOffset, "", "%v", err)
-		return nil
-	}
-	for rest := text; ; {
-		var b *pem.Block
-		b, rest = pem.Decode(rest)
-		switch {
-		case b == nil:
-			d.at(v.StartOffset, "", "%s does not hold %s in PEM form", path, what)
-			return nil
-		case strings.HasPrefix(b.Type, "ENCRYPTED") || b.Headers["DEK-Info"] != "":
-			d.at(v.StartOffset, "decrypt it with openssl pkey", "%s holds an encrypted key, and there is nobody to ask for the password", path)
-			return nil
-		case strings.HasSuffix(b.Type, block):
-			return text
-		}
-	}
+func (d *decoder) keyPair(v *hujson.Value, seen map[string]*hujson.Value, what string, pair KeyPair) *x509.Certificate {
+	return d.pair(v, pairPlaces{what, "ssl_certificate", "ssl_certificate_key", seen}, pair)
 }
 
 // read returns the content of the file at path, which is read once.

@@ -1,9 +1,11 @@
 package config
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -18,16 +20,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// writePair writes a self-signed certificate and its key to dir/ssl_key.
+// writePair writes a self-signed certificate, for a name made of dir's, and its
+// key to dir/ssl_key.
 func writePair(t testing.TB, dir string, from, to time.Time) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{
+	writeSigned(t, dir, key, &x509.Certificate{
 		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "cup.test"},
+		Subject:      pkix.Name{CommonName: filepath.Base(dir) + ".test"},
 		NotBefore:    from,
 		NotAfter:     to,
-	}
+	})
+}
+
+// writeSigned is writePair with the key and what the certificate says.
+func writeSigned(t testing.TB, dir string, key crypto.Signer, template *x509.Certificate) {
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
@@ -41,22 +48,19 @@ func writePEM(t testing.TB, path, block string, content []byte) {
 	require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: block, Bytes: content}), 0o600))
 }
 
+// spoiltPair is what is done to a good pair, and the mistakes that follow.
+type spoiltPair struct {
+	spoil func(t *testing.T, dir, certificate, key string)
+	want  []string
+}
+
+// Where the mistakes stand.
+const atCertificate, atKey = "cup.json:4:24: ", "cup.json:5:28: "
+
 // Each mistake is reported at the path that names the file.
 func TestSSLMistakes(t *testing.T) {
-	const text = `{
-  "root": ":80",
-  "ssl": {
-    "ssl_certificate": "ssl_key/certificate.crt",
-    "ssl_certificate_key": "ssl_key/private.key"
-  },
-  "routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}
-}`
-	const atCertificate, atKey = "cup.json:4:24: ", "cup.json:5:28: "
 	now := time.Now()
-	cases := map[string]struct {
-		spoil func(t *testing.T, dir, certificate, key string)
-		want  []string
-	}{
+	checkSpoilt(t, map[string]spoiltPair{
 		"no files": {func(t *testing.T, dir, _, _ string) {
 			require.NoError(t, os.RemoveAll(filepath.Join(dir, "ssl_key")))
 		}, []string{
@@ -103,7 +107,56 @@ func TestSSLMistakes(t *testing.T) {
 		"too large": {func(t *testing.T, _, certificate, _ string) {
 			require.NoError(t, os.Truncate(certificate, pemBytesMax+1))
 		}, []string{atCertificate + "DIR/ssl_key/certificate.crt: larger than 1MiB"}},
-	}
+	})
+}
+
+// A pair of which nothing is missing may still be of no use.
+func TestSSLUnfit(t *testing.T) {
+	now := time.Now()
+	checkSpoilt(t, map[string]spoiltPair{
+		"cut in the chain": {func(t *testing.T, _, certificate, _ string) {
+			text, err := os.ReadFile(certificate)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(certificate, append(text, text[:len(text)/2]...), 0o600))
+		}, []string{atCertificate + "DIR/ssl_key/certificate.crt holds a PEM block that is cut or damaged"}},
+		"joined without an end of line": {func(t *testing.T, _, certificate, _ string) {
+			text, err := os.ReadFile(certificate)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(certificate, append(text[:len(text)-1], text...), 0o600))
+		}, []string{atCertificate + "DIR/ssl_key/certificate.crt holds a PEM block that is cut or damaged"}},
+		"chain first": {func(t *testing.T, dir, certificate, _ string) {
+			leaf, err := os.ReadFile(certificate)
+			require.NoError(t, err)
+			writePair(t, filepath.Join(dir, "other"), now.Add(-time.Hour), now.Add(time.Hour))
+			other, err := os.ReadFile(filepath.Join(dir, "other/ssl_key/certificate.crt"))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(certificate, append(other, leaf...), 0o600))
+		}, []string{atKey + "the private key does not belong to the certificate; " +
+			"its certificate must stand first in the file, before the chain"}},
+		"short RSA": {func(t *testing.T, dir, _, _ string) {
+			t.Setenv("GODEBUG", "rsa1024min=0") // to make one
+			key, err := rsa.GenerateKey(rand.Reader, 768)
+			require.NoError(t, err)
+			writeSigned(t, dir, key, &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)})
+		}, []string{atKey + "the key has 768 bits, RSA needs at least 1024"}},
+		"P-224": {func(t *testing.T, dir, _, _ string) {
+			key, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+			require.NoError(t, err)
+			writeSigned(t, dir, key, &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)})
+		}, []string{atKey + "TLS has no signatures by keys of the curve P-224"}},
+	})
+}
+
+func checkSpoilt(t *testing.T, cases map[string]spoiltPair) {
+	const text = `{
+  "root": ":80",
+  "ssl": {
+    "ssl_certificate": "ssl_key/certificate.crt",
+    "ssl_certificate_key": "ssl_key/private.key"
+  },
+  "routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}
+}`
+	now := time.Now()
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -116,8 +169,7 @@ func TestSSLMistakes(t *testing.T) {
 			require.Len(t, err.(Errors), len(c.want), "%v", err)
 			for i, want := range c.want {
 				first, _, _ := strings.Cut(err.(Errors)[i].Error(), "\n")
-				first, _, _ = strings.Cut(first, "; ")
-				require.Equal(t, strings.ReplaceAll(want, "DIR", dir), first)
+				require.True(t, strings.HasPrefix(first+"; ", strings.ReplaceAll(want, "DIR", dir)+"; "), first)
 			}
 		})
 	}

@@ -1,7 +1,16 @@
 package config
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +59,65 @@ func TestSSL(t *testing.T) {
 	require.ErrorContains(t, err, "was not handed over")
 }
 
+// What stands at the top level is for some address, or a mistake.
+func TestSSLOfNoUse(t *testing.T) {
+	for root, want := range map[string]string{
+		`":80"`: "",
+		`[":80", {"address": ":81", "ssl": "off"}]`: "",
+		`{"address": ":80", "ssl": "off"}`:          "ssl is of no use: no address of root takes it from here",
+		`{"address": ":80", "redirect": "https"}`:   "ssl is of no use: no address of root takes it from here",
+	} {
+		text, dir := inSSL(t, "PAIR_A")
+		_, err := Parse("cup.json", []byte(strings.Replace(text, `":80"`, root, 1)), dir)
+		if want == "" {
+			require.NoError(t, err, root)
+		} else {
+			require.ErrorContains(t, err, want, root)
+		}
+	}
+}
+
+// A certificate that nobody would ever get is a mistake, and one with another kind
+// of key for the same name is none.
+func TestSSLNames(t *testing.T) {
+	dir := t.TempDir()
+	slow, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	for folder, names := range map[string][]string{
+		"one": {"One.test", "*.One.test"}, "one-again": {"one.test"}, "more": {"one.test", "two.test"}, "rsa": {"one.test"}, "nobody": nil,
+	} {
+		fast, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		require.NoError(t, err)
+		key := map[bool]crypto.Signer{true: slow, false: fast}[folder == "rsa"]
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		}
+		if names == nil {
+			template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+		}
+		writeSigned(t, filepath.Join(dir, folder), key, template)
+	}
+	for folders, want := range map[string]string{
+		"one more rsa":   "",
+		"nobody one":     "",
+		"one one-again":  "this certificate is never shown",
+		"more rsa one":   "",
+		"one rsa nobody": "this certificate is never shown",
+	} {
+		var pairs []string
+		for _, folder := range strings.Fields(folders) {
+			pairs = append(pairs, fmt.Sprintf(`{"ssl_certificate": "%s/ssl_key/certificate.crt", "ssl_certificate_key": "%[1]s/ssl_key/private.key"}`, folder))
+		}
+		_, err := Parse("cup.json", []byte(`{"root": ":80", "ssl": {"certificates": [`+strings.Join(pairs, ", ")+`]},
+			"routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}}`), dir)
+		if want == "" {
+			require.NoError(t, err, folders)
+		} else {
+			require.ErrorContains(t, err, want, folders)
+		}
+	}
+}
+
 func TestReparseDoesNotMindExpiry(t *testing.T) {
 	text, dir := inSSL(t, "PAIR_A")
 	c, err := Parse("cup.json", []byte(text), dir)
@@ -74,6 +142,7 @@ func TestSSLForms(t *testing.T) {
 		`"certificates": [{"ssl_certificate": "a/ssl_key/certificate.crt"}]`:                             "ssl_certificate_key is missing in a certificate",
 		`"ssl_certificate_key": "a/ssl_key/private.key"`:                                                 "ssl_certificate is missing in ssl",
 		`PAIR_A, "min_version": "1.1"`:                                                                   `min_version: unknown word "1.1"`,
+		`PAIR_A, "client": {"mode": "optional", "ca_file": "a/ssl_key/certificate.crt"}`:                 `unknown word "optional"; write "off", "request" or "require"`,
 		`PAIR_A, "curves": ["P256"]`:                                                                     `did you mean "P-256"?`,
 		`PAIR_A, "curves": ["P-256", "P-256"]`:                                                           "curve P-256 stands twice",
 		`PAIR_A, "curves": []`:                                                                           "curves must be a list",
@@ -119,10 +188,12 @@ func TestBackendTLS(t *testing.T) {
 	require.Len(t, files, 2, "the system's authorities are not needed")
 
 	for members, want := range map[string]string{
-		`"host": "127.0.0.1:1", "tls": {}`:                                           "tls is of no use",
-		`"host": "https://unix:/run/x"`:                                              "TLS goes over TCP",
-		`"host": "https://a.b:0"`:                                                    "is not a port",
-		`"host": "https://a.b:1", "tls": {"server_name": "a b"}`:                     "a name has no",
+		`"host": "127.0.0.1:1", "tls": {}`:                       "tls is of no use",
+		`"host": "https://unix:/run/x"`:                          "TLS goes over TCP",
+		`"host": "HTTPS://a.b"`:                                  `did you mean "https://a.b"?`,
+		`"host": "https://::1"`:                                  `did you mean "https://[::1]"?`,
+		`"host": "https://a.b:0"`:                                "is not a port",
+		`"host": "https://a.b:1", "tls": {"server_name": "a b"}`: "a name has no",
 		`"host": "https://a.b:1", "tls": {"certificate": "ssl_key/certificate.crt"}`: "key is missing in tls",
 		`"host": "https://a.b:1", "tls": {"ca_file": "nowhere"}`:                     "no such file",
 		`"host": "https://a.b:1", "tls": {"verify": false}`:                          "unknown key",

@@ -244,14 +244,15 @@ func word[T any, W ~string](path string, routes bool, in func(*T) *W, words ...W
 		preset: func(to *T) { *in(to) = words[0] },
 		decode: func(d *decoder, v *hujson.Value, to *T) {
 			s, ok := d.stringOf(v, path)
-			switch {
-			case !ok:
-			case slices.Contains(names, s):
-				*in(to) = W(s)
-			default:
+			if !ok {
+				return
+			}
+			*in(to) = W(s) // an unknown one is not taken for the default, of which other mistakes may follow
+			if !slices.Contains(names, s) {
 				hint := didYouMean(s, names)
 				if hint == "" {
-					hint = fmt.Sprintf("write %q or %q", names[0], names[1])
+					last := len(names) - 1
+					hint = fmt.Sprintf(`write "%s" or %q`, strings.Join(names[:last], `", "`), names[last])
 				}
 				d.at(v.StartOffset, hint, "%s: unknown word %q", path, clip(s))
 			}

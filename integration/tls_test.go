@@ -5,10 +5,14 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,11 +207,14 @@ func TestTLSNames(t *testing.T) {
 		for _, name := range []string{"first.test", "*.wild.test", "exact.wild.test"} {
 			list = append(list, "{"+a.issue(name, nil).ssl()+"}")
 		}
+		list = append(list, "{"+a.issue("Upper.TEST", nil).ssl()+"}", "{"+a.issue("Common.test", func(c *x509.Certificate) {
+			c.DNSNames, c.IPAddresses = nil, nil // as they were once
+		}).ssl()+"}")
 		c := startCup(t, engine, configOf([]string{startBackend(t, "a").addr}, `"ssl": {"certificates": [`+strings.Join(list, ",")+`]}`))
 		for _, ask := range []struct{ sni, certificate string }{
 			{"first.test", "first.test"}, {"FIRST.test", "first.test"}, {"a.wild.test", "*.wild.test"},
 			{"exact.wild.test", "exact.wild.test"}, {"a.b.wild.test", "first.test"}, {"wild.test", "first.test"},
-			{"nobody.test", "first.test"}, {"", "first.test"},
+			{"upper.test", "Upper.TEST"}, {"common.test", "Common.test"}, {"nobody.test", "first.test"}, {"", "first.test"},
 		} {
 			conn := tls.Client(dial(t, c.addr), &tls.Config{ServerName: ask.sni, InsecureSkipVerify: true})
 			require.NoError(t, conn.Handshake())
@@ -222,6 +229,37 @@ func TestTLSNames(t *testing.T) {
 			require.Equal(t, status, res.StatusCode, host)
 			require.Equal(t, status == 421, strings.Contains(text, "misdirected"), text)
 		}
+		res, _ := exchangeOf(t, c.addr, a.trusting("a.wild.test"), "GET / HTTP/1.0\r\n\r\n")
+		require.Equal(t, 400, res.StatusCode, "the backend's answer: no Host is no other one")
+	})
+}
+
+// Of several certificates for a name, a client gets the first whose kind of key
+// it knows.
+func TestTLSKindsOfKey(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		a := newAuthority(t)
+		fast, slow := a.issue("cup.test", nil), a.issueRSA("cup.test")
+		c := startCup(t, engine, configOf([]string{startBackend(t, "a").addr},
+			`"ssl": {"certificates": [{`+fast.ssl()+`}, {`+a.issue("other.test", nil).ssl()+`}, {`+slow.ssl()+`}]}`))
+		for _, sni := range []string{"cup.test", "nobody.test"} {
+			for suite, want := range map[uint16]*pair{
+				tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256: fast, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256: slow, 0: fast,
+			} {
+				config := &tls.Config{ServerName: sni, InsecureSkipVerify: true}
+				if suite != 0 {
+					config.MaxVersion, config.CipherSuites = tls.VersionTLS12, []uint16{suite}
+				}
+				conn := tls.Client(dial(t, c.addr), config)
+				require.NoError(t, conn.Handshake())
+				require.Equal(t, want.Leaf.SerialNumber, conn.ConnectionState().PeerCertificates[0].SerialNumber)
+				_, err := io.WriteString(conn, getFrom("cup.test"))
+				require.NoError(t, err)
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				require.NoError(t, err)
+				require.Equal(t, 400, res.StatusCode, "the backend's answer")
+			}
+		}
 	})
 }
 
@@ -232,7 +270,9 @@ func TestTLSPerListener(t *testing.T) {
 		ssl := func(name string) string { return `{` + a.issue(name, nil).ssl() + `}` }
 		root := fmt.Sprintf(`[{"address": "127.0.0.1:0"}, {"address": "127.0.0.2:0", "ssl": %s},
 			{"address": "127.0.0.3:0", "ssl": "off"}, {"address": "127.0.0.4:0", "redirect": "https"}]`, ssl("second.test"))
-		config := configOf([]string{startBackend(t, "a").addr}, `"ssl": `+ssl("first.test"))
+		log := filepath.Join(t.TempDir(), "access.log")
+		config := configOf([]string{startBackend(t, "a").addr}, `"ssl": `+ssl("first.test"),
+			fmt.Sprintf(`"access_log": {"file": %q, "format": "json"}`, log))
 		c := startCup(t, engine, strings.Replace(config, `"127.0.0.1:0"`, root, 1))
 		ready, err := c.await("ready")
 		require.NoError(t, err)
@@ -245,6 +285,11 @@ func TestTLSPerListener(t *testing.T) {
 			require.Contains(t, text, "plain_http")
 			require.Contains(t, text, "HTTPS")
 		}
+		eventually(t, "lines of the requests without TLS", func() bool {
+			text, err := os.ReadFile(log)
+			require.NoError(t, err)
+			return strings.Count(string(text), `"reason":"plain_http"`) == 2
+		})
 		res, _ := exchangeOf(t, ready.Listen[2], nil, getFrom("first.test"))
 		require.NotEmpty(t, res.Header.Get("X-Backend"))
 		res, _ = exchangeOf(t, ready.Listen[3], nil, "GET /a?b HTTP/1.1\r\nHost: first.test:80\r\n\r\n")
@@ -312,6 +357,47 @@ func startRaw(t *testing.T, serve func(net.Conn)) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+// The subject of a client's certificate is told whole and in its order: two of
+// them that differ are never told alike.
+func TestTLSClientSubjects(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		a := newAuthority(t)
+		name := func(list ...string) (names pkix.RDNSequence) {
+			for _, s := range list {
+				names = append(names, pkix.RelativeDistinguishedNameSET{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: s}})
+			}
+			return names
+		}
+		mixed := append(name("Zoë; +=\"<>#\\"), pkix.RelativeDistinguishedNameSET{
+			{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: "Cup"},
+			{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, Value: "z@cup.test"},
+		})
+		c := startCup(t, engine, configOf([]string{echoFields(t)}, `"ssl": {`+a.issue("cup.test", nil).ssl()+
+			fmt.Sprintf(`, "client": {"mode": "require", "ca_file": %q}}`, a.file)))
+		for want, subject := range map[string]pkix.RDNSequence{
+			"CN=bob,CN=tenant-a": name("tenant-a", "bob"),
+			"CN=bob,CN=tenant-b": name("tenant-b", "bob"),
+			"CN=tenant-a,CN=bob": name("bob", "tenant-a"),
+			`O=Cup+1.2.840.113549.1.9.1=#0c0a7a406375702e74657374,CN=Zo\C3\AB\; \+=\"\<\>#\\`: mixed,
+			"": name(),
+		} {
+			raw, err := asn1.Marshal(subject)
+			require.NoError(t, err)
+			config := a.trusting("cup.test")
+			config.Certificates = []tls.Certificate{a.issue("", func(c *x509.Certificate) {
+				c.RawSubject, c.DNSNames, c.ExtKeyUsage = raw, nil, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+			}).Certificate}
+			res, text := exchangeOf(t, c.addr, config, getFrom("cup.test"))
+			require.Equal(t, 200, res.StatusCode)
+			if want == "" {
+				require.NotContains(t, text, "X-Client-Cert-Subject")
+			} else {
+				require.Contains(t, text, "\r\nX-Client-Cert-Subject: "+want+"\r\n")
+			}
+		}
+	})
 }
 
 // Who a client is comes from its certificate, and never from itself.

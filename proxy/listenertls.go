@@ -3,6 +3,9 @@ package proxy
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"strconv"
 
 	"github.com/cloud-cup/cloud-cup/accesslog"
@@ -14,19 +17,29 @@ type ListenerTLS struct {
 	// Config is what handshakes are done with.
 	Config *tls.Config
 	// Names are those that certificates are for, in lower case, a wildcard as
-	// "*.example.com", each with the number of its certificate. All other
-	// names get number 0.
-	Names map[string]int
+	// "*.example.com", each with the numbers of its certificates in the order
+	// of preference: those that follow the first one are for clients that do
+	// not know its kind of key.
+	Names map[string][]int
+	// Default are those for all other names; nil is number 0.
+	Default []int
 }
+
+// first is the number of the first certificate alone.
+var first = []int{0}
 
 // nameBytesMax bounds a host's name (RFC 1035 2.3.4).
 const nameBytesMax = 255
 
-// Certificate is the number of the certificate for a name in any case, which
-// may be followed by a port.
-func (l *ListenerTLS) Certificate(host []byte) int {
+// Certificates are the numbers of the certificates for a name in any case, which
+// may be followed by a port: at least one.
+func (l *ListenerTLS) Certificates(host []byte) []int {
+	other := l.Default
+	if other == nil {
+		other = first
+	}
 	if len(l.Names) == 0 || len(host) > nameBytesMax {
-		return 0
+		return other
 	}
 	var space [nameBytesMax + 1]byte
 	name := append(space[:1], host...)[1:]
@@ -39,15 +52,16 @@ func (l *ListenerTLS) Certificate(host []byte) int {
 			name[i] = c | 0x20
 		}
 	}
-	if n, ok := l.Names[string(name)]; ok {
-		return n
+	if list, ok := l.Names[string(name)]; ok {
+		return list
 	}
-	dot := bytes.IndexByte(name, '.')
-	if dot < 1 {
-		return 0
+	if dot := bytes.IndexByte(name, '.'); dot > 0 {
+		name[dot-1] = '*'
+		if list, ok := l.Names[string(name[dot-1:])]; ok {
+			return list
+		}
 	}
-	name[dot-1] = '*'
-	return l.Names[string(name[dot-1:])]
+	return other
 }
 
 // turnedAway returns the reason if a request is not for a backend, whatever its
@@ -90,10 +104,10 @@ const HTTPSPort = 443
 
 // misdirected reports whether a request is for a host that is spoken to under
 // another certificate than the one that c's handshake was done with (RFC 9110
-// 15.5.20).
+// 15.5.20). One of HTTP/1.0 may name none.
 func (c *client) misdirected(req *message.Head) bool {
 	s := c.tls
-	return s != nil && s.policy.Certificate(req.Text(req.Host)) != s.certificate
+	return s != nil && req.Host.Len > 0 && s.policy.Certificates(req.Text(req.Host))[0] != s.certificate
 }
 
 // identify notes what a client's handshake came to, and who it showed itself to
@@ -111,10 +125,21 @@ func (s *session) identify() {
 		resumed = 1
 	}
 	s.c.p.counters.Sessions[version][resumed]++
-	s.certificate = s.policy.Certificate([]byte(state.ServerName))
+	s.certificate = s.policy.Certificates([]byte(state.ServerName))[0]
 	if len(state.VerifiedChains) > 0 {
-		s.subject = printable(state.PeerCertificates[0].Subject.String())
+		s.subject = subjectOf(state.PeerCertificates[0])
 	}
+}
+
+// subjectOf is the subject of a certificate in the form of RFC 4514, whole:
+// pkix.Name has one CommonName alone, and another order. crypto/x509 has read
+// it before, so it can be read; empty otherwise.
+func subjectOf(c *x509.Certificate) string {
+	var name pkix.RDNSequence
+	if _, err := asn1.Unmarshal(c.RawSubject, &name); err != nil {
+		return ""
+	}
+	return printable(name.String())
 }
 
 // printable replaces what a field's value cannot hold, or what backends may

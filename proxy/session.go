@@ -29,7 +29,7 @@ type session struct {
 
 	// Of a client's session, once it is up.
 	policy      *ListenerTLS
-	certificate int    // the number of the one that was shown
+	certificate int    // the number of the first one for the name that was asked for
 	subject     string // of the client's own certificate, empty without one
 	shown       accesslog.TLS
 
@@ -347,6 +347,8 @@ func (s *session) refuse(err error) {
 	var header tls.RecordHeaderError
 	switch {
 	case errors.As(err, &header) && plainHTTP(header.RecordHeader[:]):
+		cl.x = c.p.takeExchange(cl) // it has an answer, and so a line in the log
+		cl.become(clientHead)
 		cl.refuse(message.ReasonPlainHTTP)
 	case s.short:
 		cl.because(message.ReasonMemory)

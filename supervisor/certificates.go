@@ -71,12 +71,9 @@ func leafOf(text []byte) *x509.Certificate {
 
 // names are what a certificate is for.
 func (c *certificate) names() []string {
-	names := slices.Clone(c.leaf.DNSNames)
+	names := config.CertificateNames(c.leaf)
 	for _, ip := range c.leaf.IPAddresses {
 		names = append(names, ip.String())
-	}
-	if len(names) == 0 {
-		names = append(names, c.leaf.Subject.CommonName)
 	}
 	return names
 }

@@ -44,19 +44,20 @@ var clientAuth = map[config.ClientMode]tls.ClientAuthType{
 
 // listenerTLS builds what a listener does its handshakes with.
 func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error) {
-	l := &proxy.ListenerTLS{Names: map[string]int{}}
+	l := &proxy.ListenerTLS{Names: map[string][]int{}}
 	var certificates []*tls.Certificate
 	for i, pair := range ssl.Certificates {
 		c, err := tls.X509KeyPair(files[pair.Certificate], files[pair.Key])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", pair.Certificate, err)
 		}
-		for _, name := range c.Leaf.DNSNames {
-			if _, taken := l.Names[name]; !taken { // the first one of the file counts
-				l.Names[name] = i
-			}
+		for _, name := range config.CertificateNames(c.Leaf) {
+			l.Names[name] = append(l.Names[name], i)
 		}
 		certificates = append(certificates, &c)
+	}
+	if names := config.CertificateNames(certificates[0].Leaf); len(names) > 0 {
+		l.Default = l.Names[names[0]]
 	}
 	l.Config = &tls.Config{
 		MinVersion:       versions[ssl.MinVersion],
@@ -65,7 +66,7 @@ func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error
 		NextProtos:       config.Protocols,
 		ClientAuth:       clientAuth[ssl.Client.Mode],
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return signing(hello.Context(), certificates[l.Certificate([]byte(hello.ServerName))]), nil
+			return signing(hello.Context(), choose(hello, certificates, l.Certificates([]byte(hello.ServerName)))), nil
 		},
 	}
 	if ssl.Client.Mode != config.ClientOff {
@@ -76,6 +77,21 @@ func listenerTLS(ssl *config.SSL, files config.Files) (*proxy.ListenerTLS, error
 		l.Config.ClientCAs = pool
 	}
 	return l, nil
+}
+
+// choose is the first of the listed certificates whose key the client knows, or
+// else the first.
+func choose(hello *tls.ClientHelloInfo, certificates []*tls.Certificate, list []int) *tls.Certificate {
+	if len(list) > 1 {
+		able := *hello
+		able.ServerName = "" // names were compared, and the first certificate is for all others, too
+		for _, n := range list {
+			if able.SupportsCertificate(certificates[n]) == nil {
+				return certificates[n]
+			}
+		}
+	}
+	return certificates[list[0]]
 }
 
 // signing is cert as the handshake of ctx shows it: a key that takes its time

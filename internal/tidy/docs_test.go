@@ -19,7 +19,6 @@ const lengthMax = 70
 var longer = map[string]int{
 	"internal/looptest/limits.go testGreedy":       79,
 	"loop/wheel_test.go TestWheelAgainstReference": 72,
-	"config/ssl_test.go TestSSLMistakes":           80,
 	"proxy/stress_test.go stressClient":            78,
 	"supervisor/rig_test.go testWorker":            71,
 }
