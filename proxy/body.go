@@ -143,7 +143,7 @@ func (b *body) moveChunks(from *inQueue, to *conn) error {
 }
 
 // forwardRun lends on a run of payload inside the front of from, which stays
-// there until moveChunks has taken all of it.
+// there until moveChunks has taken all of it. There is chunkRoom.
 func (b *body) forwardRun(from *inQueue, to *conn, run []byte) {
 	b.moved += int64(len(run))
 	if to == nil {
@@ -152,7 +152,7 @@ func (b *body) forwardRun(from *inQueue, to *conn, run []byte) {
 	if b.toChunked {
 		to.write(http1.AppendChunkHead(to.scratch(), len(run)))
 	}
-	if len(run) <= smallPiece && to.room(len(run)) {
+	if len(run) <= smallPiece {
 		to.write(append(to.scratch(), run...))
 	} else {
 		buf := from.pieces[0].buf
@@ -188,8 +188,9 @@ const smallPiece = 1 << 10
 const pushBytes = 4 << 10
 
 // chunkRoom is the scratch memory that one received buffer of chunks needs
-// at most: a chunk head per run of more than pushBytes, and one more.
-const chunkRoom = (loop.BodyBytes/pushBytes + 2) * 20
+// at most: a chunk head per run of more than pushBytes, one more for the first
+// run, which may be a small piece, and that piece.
+const chunkRoom = (loop.BodyBytes/pushBytes+1)*len("40000\r\n") + smallPiece
 
 var (
 	crlf      = []byte("\r\n")
