@@ -46,7 +46,7 @@ type desc struct {
 	readable bool       // believed: the next receive or accept is worth its call
 	writable bool       // believed: the next send is worth its call
 	hangup   bool       // the peer's end, or an error, was seen: edges for it are spent
-	urgent   bool       // urgent data came: splice(2) stops at it, a receive steps over it (tcp(7))
+	urgent   bool       // urgent data came: splice(2) stops at it, a receive ends before it and then steps over it (tcp(7))
 	queued   bool       // in engine.ready
 	starved  bool       // in engine.starved
 	recvSize loop.Class // of recv
@@ -230,6 +230,12 @@ func (e *engine) Quiet(fd int32) bool {
 	}
 	d.readable = false // what comes from now on is an edge
 	return true
+}
+
+func (e *engine) Dead(fd int32) bool {
+	e.of(fd, "dead")
+	e.stats.Calls++
+	return sys.Dead(fd)
 }
 
 func (e *engine) SendNow(fd int32, b []byte) int {

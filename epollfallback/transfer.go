@@ -189,8 +189,8 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 		e.finish(op)
 		return
 	}
-	// A pipe may take less than there is.
-	if n < len(buf.Bytes()) && !d.hangup {
+	// A pipe may take less than there is, and a receive ends before urgent data.
+	if n < len(buf.Bytes()) && !d.hangup && !d.urgent {
 		d.readable = false
 	}
 	op.N, op.Err, op.More, op.Buf = n, 0, false, buf

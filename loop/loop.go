@@ -132,6 +132,11 @@ type Engine interface {
 	// there, urgent ones among them, and neither the peer's end nor an error.
 	// No receive may be in flight.
 	Quiet(fd int32) bool
+	// Dead reports whether a connection is no more, for example because the
+	// peer has reset it: a Send that learns of that takes the error away
+	// (socket(7), SO_ERROR), and a receive then tells an end. Of unix sockets
+	// it is not known.
+	Dead(fd int32) bool
 	// Abort makes the coming CloseFD end the connection with a RST instead
 	// of a FIN: the peer can tell that what it got is not whole. What was
 	// sent and not taken yet is lost.

@@ -44,6 +44,7 @@ func (e *instant) Shutdown(int32, int) syscall.Errno { return 0 }
 func (e *instant) CloseFD(int32)                     {}
 func (e *instant) Unsent(int32) int                  { return 0 }
 func (e *instant) Quiet(int32) bool                  { return true }
+func (e *instant) Dead(int32) bool                   { return false }
 func (e *instant) Abort(int32)                       {}
 func (e *instant) SendNow(_ int32, b []byte) int     { return len(b) }
 func (e *instant) Now() int64                        { return int64(time.Hour) }

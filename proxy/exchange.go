@@ -288,7 +288,7 @@ func (x *exchange) moveResponse() {
 			return
 		case st.fault == 0 && !st.eof:
 			return
-		case b.framing == message.FramingClose && st.fault == 0:
+		case b.framing == message.FramingClose && st.fault == 0 && !st.brokenOff():
 			b.finish(&c.conn)
 		default:
 			x.fail(message.ReasonBackendReset)

@@ -352,6 +352,13 @@ func (st *stream) release(requestDone bool) {
 	st.mark()
 }
 
+// brokenOff reports whether the end of the backend's bytes may be none: if not
+// all of the request was sent, a send may have been told of a reset, and no
+// receive is told again.
+func (st *stream) brokenOff() bool {
+	return (st.sendFault != 0 || st.pending()) && st.p.engine.Dead(st.fd)
+}
+
 // settled puts the stream into its backend's pool, if nothing of the request
 // is left unsent.
 func (st *stream) settled() {

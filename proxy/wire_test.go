@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/loop"
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
@@ -261,6 +262,48 @@ func TestTruncationUntilClose(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.ReadAll(c)
 		require.ErrorIs(t, err, syscall.ECONNRESET)
+	})
+}
+
+// A response that ends with its connection is not whole if that was reset, even
+// if a send of the request's body is the first to learn of it.
+func TestTruncationWhileSending(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		for i := range 10 {
+			seen := make(chan bool)
+			backend := scripted(t, func(_ int, c *net.TCPConn) {
+				if _, err := head(bufio.NewReader(c)); err == nil {
+					io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\npart")
+					<-seen
+					c.SetLinger(0)
+				}
+			})
+			r := start(t, engine, to(backend), nil)
+			r.onLoop(func() { r.pool.Pipes = i % 2 * loop.PipesMax })
+			c := r.dial()
+			go func() { // until the connection ends
+				fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", 1<<30)
+				for b := make([]byte, 1<<20); ; {
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			require.NoError(t, err)
+			_, err = io.ReadFull(res.Body, make([]byte, len("part")))
+			require.NoError(t, err)
+			sent := uint64(0)
+			require.Eventually(t, func() bool { // it waits for room
+				before := sent
+				sent = r.counted().BytesIn
+				return sent == before && sent > 1<<20
+			}, patience, 20*time.Millisecond)
+			close(seen)
+			_, err = io.ReadAll(res.Body)
+			require.Error(t, err)
+			r.stop()
+		}
 	})
 }
 

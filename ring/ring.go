@@ -577,6 +577,12 @@ func (e *engine) Quiet(fd int32) bool {
 	return sys.Quiet(fd)
 }
 
+func (e *engine) Dead(fd int32) bool {
+	e.at(fd)
+	e.stats.Calls++
+	return sys.Dead(fd)
+}
+
 func (e *engine) SendNow(fd int32, b []byte) int {
 	e.at(fd)
 	e.stats.Calls++

@@ -261,3 +261,44 @@ func testPipeUrgent(r *rig) {
 		r.close(a, b)
 	}
 }
+
+// testPipeSignals passes bytes on while signals come in, such as those with
+// which Go preempts goroutines: splice(2) then ends early, with room left.
+func testPipeSignals(r *rig) {
+	const total = 16 << 20
+	a, writer := r.pair()
+	b, reader := r.pair()
+	go func() {
+		for range total / 1024 { // pieces fill a pipe's slots
+			write(r, writer, make([]byte, 1024))
+		}
+	}()
+	read := make(chan int64, 1)
+	go func() {
+		n, err := io.Copy(io.Discard, reader)
+		if err != nil {
+			r.Errorf("peer: %v", err)
+		}
+		read <- n
+	}()
+	pid, tid := unix.Getpid(), unix.Gettid()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Tgkill(pid, tid, unix.SIGURG) // the thread is there
+			}
+		}
+	}()
+	l := r.relay(a, b, total)
+	r.until("all to be passed on", l.done)
+	close(stop)
+	<-stopped
+	require.Zero(r, r.Shutdown(b, unix.SHUT_WR))
+	require.EqualValues(r, total, await(r, read))
+	r.close(a, b)
+}

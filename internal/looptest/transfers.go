@@ -112,6 +112,42 @@ func testRecvReset(r *rig) {
 	}
 }
 
+// testRecvUrgent receives what came around urgent data, which a receive stops
+// at and then steps over, though it all was there before.
+func testRecvUrgent(r *rig) {
+	const half = 1000
+	for _, code := range []loop.Code{loop.Recv, loop.RecvMulti} {
+		fd, peer := r.pair()
+		write(r, peer, pattern(0, half))
+		raw, err := peer.SyscallConn()
+		require.NoError(r, err)
+		require.NoError(r, raw.Write(func(fd uintptr) bool {
+			err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+			return true
+		}))
+		require.NoError(r, err)
+		write(r, peer, pattern(half, half))
+		require.NoError(r, raw.Control(func(fd uintptr) {
+			for left := 1; left > 0 && err == nil; {
+				left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+			}
+		}))
+		require.NoError(r, err)
+		k := r.start(loop.Op{Code: code, FD: fd, Size: loop.ClassHead})
+		r.until("all bytes", func() bool {
+			if !k.InFlight() && len(k.data) < 2*half {
+				require.Zero(r, r.result(k).err)
+				r.again(k)
+			}
+			return len(k.data) == 2*half
+		})
+		require.True(r, matches(k.data, 0))
+		r.Cancel(&k.Op)
+		r.until("the end of the series", func() bool { return !k.InFlight() })
+		r.close(fd)
+	}
+}
+
 func testMulti(r *rig) {
 	fd, peer := r.pair()
 	k := r.recvMulti(fd)
@@ -454,6 +490,7 @@ func testSendReset(r *rig) {
 		res = r.result(k)
 	}
 	require.Contains(r, []syscall.Errno{syscall.ECONNRESET, syscall.EPIPE}, res.err)
+	require.True(r, r.Dead(fd), "whatever a receive tells")
 	r.close(fd)
 }
 
@@ -499,6 +536,7 @@ func testBothDirections(r *rig) {
 // What is unsent shrinks when the peer reads: that is progress of a send.
 func testUnsent(r *rig) {
 	fd, peer := r.pair()
+	require.False(r, r.Dead(fd))
 	require.Zero(r, r.Unsent(fd))
 	k := r.blockedSend(fd)
 	before := r.Unsent(fd)

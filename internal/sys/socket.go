@@ -192,6 +192,17 @@ func Unsent(fd int32) int {
 	return int(n)
 }
 
+// Dead reports whether a TCP connection is no more (TCP_INFO, whose first byte
+// is the state: tcp(7)).
+func Dead(fd int32) bool {
+	const tcpClose = 7 // TCP_CLOSE of <net/tcp_states.h>
+	var state uint8
+	length := uint32(unsafe.Sizeof(state))
+	_, _, errno := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&state)), uintptr(unsafe.Pointer(&length)), 0)
+	return errno == 0 && state == tcpClose
+}
+
 // SetAbort makes the coming close(2) of a stream socket end the connection with
 // a RST instead of a FIN (SO_LINGER with no time: socket(7)).
 func SetAbort(fd int32) syscall.Errno {
