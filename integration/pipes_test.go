@@ -107,7 +107,7 @@ func (x *transfers) finish(t *testing.T) {
 	require.NoError(t, errors.Join(x.down.conn.Close(), x.up.conn.Close()))
 }
 
-// A reload, an upgrade and a stop let bodies in pipes end.
+// A reload, an upgrade, a stop and the master's death let bodies in pipes end.
 func TestPipedBodiesOutlive(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		for name, event := range map[string]func(*testing.T, *cup){
@@ -125,6 +125,10 @@ func TestPipedBodiesOutlive(t *testing.T) {
 				_, err := c.await("stopping")
 				require.NoError(t, err)
 			},
+			"master killed": func(t *testing.T, c *cup) {
+				c.signal(syscall.SIGKILL)
+				require.Equal(t, -1, c.wait())
+			},
 		} {
 			t.Run(name, func(t *testing.T) {
 				g := startGate(t)
@@ -132,8 +136,11 @@ func TestPipedBodiesOutlive(t *testing.T) {
 				x := beginTransfers(t, c, g)
 				event(t, c)
 				x.finish(t)
-				if name != "reload" {
+				switch name {
+				case "upgrade", "stop":
 					require.Zero(t, c.wait(), c.log.text())
+				case "master killed":
+					c.allGone()
 				}
 			})
 		}

@@ -350,3 +350,82 @@ func TestLargeBodyOfClientGone(t *testing.T) {
 		}
 	})
 }
+
+// A backend that has answered takes no more of a large body: the client gets the
+// answer, whether the backend goes on reading, ends, or resets.
+func TestLargeBodyAnsweredEarly(t *testing.T) {
+	const answer = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\n\r\nnope"
+	each(t, func(t *testing.T, engine string) {
+		for _, how := range []string{"reads on", "ends", "resets"} {
+			backend := scripted(t, func(_ int, c *net.TCPConn) {
+				in := bufio.NewReader(c)
+				if _, err := head(in); err != nil {
+					return
+				}
+				io.CopyN(io.Discard, in, 100<<10)
+				io.WriteString(c, answer)
+				switch how { // else what is unread makes it a reset
+				case "reads on":
+					io.Copy(io.Discard, c)
+				case "ends":
+					c.CloseWrite()
+					io.Copy(io.Discard, c)
+				}
+			})
+			r := start(t, engine, to(backend), nil)
+			for range 5 {
+				c := r.dial()
+				_, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", 8<<20, make([]byte, 900<<10))
+				require.NoError(t, err, how)
+				res, err := http.ReadResponse(bufio.NewReader(c), nil)
+				require.NoError(t, err, how)
+				require.Equal(t, 413, res.StatusCode, how)
+				require.Equal(t, "nope", readAll(t, res), how)
+				n, err := c.Read(make([]byte, 1))
+				require.Equal(t, io.EOF, err, "%s: read %d bytes", how, n)
+				require.NoError(t, c.Close())
+			}
+		}
+	})
+}
+
+// Large bodies move in both directions of an exchange at a time.
+func TestLargeBodiesBothWays(t *testing.T) {
+	const size = 8 << 20
+	eachFaulty(t, func(t *testing.T, engine string) {
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			for in := bufio.NewReader(c); ; {
+				if _, err := head(in); err != nil {
+					return
+				}
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
+				if n, _ := io.CopyN(c, in, size); n < size {
+					return
+				}
+			}
+		})
+		r := start(t, engine, to(backend), nil)
+		for i := range 3 {
+			// With faults, connections break.
+			body := stressBody(fmt.Sprint(i), size)
+			c := r.dial()
+			go func() {
+				fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", size)
+				c.Write(body)
+			}()
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if !strings.HasPrefix(engine, "faulty") {
+				require.NoError(t, err)
+			} else if err != nil || res.StatusCode != 200 {
+				continue
+			}
+			got, err := io.ReadAll(res.Body)
+			if !strings.HasPrefix(engine, "faulty") {
+				require.NoError(t, err)
+			}
+			require.Equal(t, err == nil, len(got) == size)
+			require.True(t, bytes.HasPrefix(body, got))
+			c.Close()
+		}
+	})
+}
