@@ -146,7 +146,9 @@ func nginxCommand(file string) []string {
 }
 
 // nginxConfig is tuned as nginx's documentation advises, and adds the same
-// header fields as Cloud Cup, so that both do the same work.
+// header fields as Cloud Cup, so that both do the same work. Bodies are passed on
+// as they come, in both directions: buffered responses of 1 MiB cost it half as
+// much again, and nothing else costs less with them.
 func nginxConfig(s *site) string {
 	return s.in(`daemon off;
 worker_processes 1;
@@ -183,9 +185,8 @@ http {
             proxy_pass http://backend;
             proxy_http_version 1.1;
             proxy_request_buffering off;
+            proxy_buffering off;
             proxy_buffer_size 32k;
-            proxy_buffers 8 32k;
-            proxy_busy_buffers_size 64k;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             proxy_set_header X-Forwarded-For $remote_addr;
@@ -211,12 +212,17 @@ func haproxyCommand(file string) []string {
 }
 
 // haproxyConfig is tuned as haproxy's documentation advises, and adds the same
-// header fields. Its buffers hold a head with 16 KiB of body.
+// header fields. Its buffers hold a head with 16 KiB of body. Bodies go through
+// pipes: a POST of 1 MiB costs it half, and nothing costs more. By default it
+// ends idle connections to backends when a quarter of its descriptors is in use,
+// as with 1000 clients here, which doubled what a request cost.
 func haproxyConfig(s *site) string {
 	return strings.ReplaceAll(s.in(`global
     nbthread 1
     maxconn 4096
     tune.bufsize 32768
+    tune.pool-high-fd-ratio 90
+    tune.pool-low-fd-ratio 80
     tune.ssl.maxrecord 16384
     ssl-default-bind-options ssl-min-ver TLSv1.2
     ssl-default-bind-ciphersuites SUITE
@@ -228,6 +234,8 @@ defaults
     timeout server 60s
     timeout tunnel 60s
     http-reuse always
+    option splice-request
+    option splice-response
 frontend clients
     bind ADDRESS backlog 4096
     bind SECURE ssl crt DIR/BOTH alpn http/1.1 backlog 4096
