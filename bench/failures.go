@@ -379,6 +379,26 @@ func (f *Failures) find(strike, program string) []*FailureRun {
 	return found
 }
 
+// ratios are those of the p99 of one program to another's, by round.
+func (f *Failures) ratios(strike, program, to string) (list []float64) {
+	for _, run := range f.find(strike, program) {
+		for _, other := range f.find(strike, to) {
+			if other.Round == run.Round && other.P99 > 0 {
+				list = append(list, run.P99/other.P99)
+			}
+		}
+	}
+	return list
+}
+
+// failedRequests counts those of all runs.
+func failedRequests(runs []*FailureRun) (n int64) {
+	for _, run := range runs {
+		n += run.failed()
+	}
+	return n
+}
+
 // failureRunFailures tells which runs went wrong. That requests failed is what
 // they are for.
 func (r *Results) failureRunFailures() error {

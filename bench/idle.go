@@ -312,16 +312,16 @@ func (r *Results) writeIdle(w *strings.Builder) {
 			}
 			of := func(f func(*IdleRun) float64) string { return micros(idleSpread(runs, f)) }
 			fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", kind, p.Name,
-				of(func(r *IdleRun) float64 { return float64(r.Before.RSS) / 1024 }),
-				of(idleHeld), of(idleAsked),
+				of(idleBefore), of(idleHeld), of(idleAsked),
 				of(func(r *IdleRun) float64 { return r.each(r.Held.PSS, r.Before.PSS) }),
 				of(func(r *IdleRun) float64 { return r.each(r.Asked.PSS, r.Before.PSS) }))
 		}
 	}
 }
 
-func idleHeld(r *IdleRun) float64  { return r.each(r.Held.RSS, r.Before.RSS) }
-func idleAsked(r *IdleRun) float64 { return r.each(r.Asked.RSS, r.Before.RSS) }
+func idleBefore(r *IdleRun) float64 { return float64(r.Before.RSS) / 1024 }
+func idleHeld(r *IdleRun) float64   { return r.each(r.Held.RSS, r.Before.RSS) }
+func idleAsked(r *IdleRun) float64  { return r.each(r.Asked.RSS, r.Before.RSS) }
 
 func idleSpread(runs []*IdleRun, f func(*IdleRun) float64) spread {
 	var values []float64
@@ -329,6 +329,18 @@ func idleSpread(runs []*IdleRun, f func(*IdleRun) float64) spread {
 		values = append(values, f(r))
 	}
 	return spreadOf(values)
+}
+
+// ratios are those of one program's figure to another's, by round.
+func (i *Idle) ratios(program, to string, secure bool, f func(*IdleRun) float64) (list []float64) {
+	for _, run := range i.find(program, secure) {
+		for _, other := range i.find(to, secure) {
+			if other.Round == run.Round && f(other) > 0 {
+				list = append(list, f(run)/f(other))
+			}
+		}
+	}
+	return list
 }
 
 // find returns the good runs of a program.

@@ -38,11 +38,11 @@ func (o *OpenResults) figures(level, program string, f func(*OpenRun) float64) s
 	return spreadOf(values)
 }
 
-// ratios are those of a program's figure to the reference's within each round,
-// at levelFixed.
-func (o *OpenResults) ratios(program string, f func(*OpenRun) float64) []float64 {
+// ratios are those of a program's figure to another's within each round, at
+// levelFixed.
+func (o *OpenResults) ratios(program, to string, f func(*OpenRun) float64) []float64 {
 	var values []float64
-	others := o.find(levelFixed.name, reference)
+	others := o.find(levelFixed.name, to)
 	for round, run := range o.find(levelFixed.name, program) {
 		if other := others[round]; other != nil && f(other) > 0 {
 			values = append(values, f(run)/f(other))
@@ -56,8 +56,9 @@ func (o *OpenResults) has(level string) bool {
 	return slices.ContainsFunc(o.Runs, func(r OpenRun) bool { return r.Level == level })
 }
 
-func openP50(r *OpenRun) float64 { return r.Latency.P50 }
-func openP99(r *OpenRun) float64 { return r.Latency.P99 }
+func openP50(r *OpenRun) float64  { return r.Latency.P50 }
+func openP99(r *OpenRun) float64  { return r.Latency.P99 }
+func openP999(r *OpenRun) float64 { return r.Latency.P999 }
 
 // writeOpen are the tables of the part.
 func (r *Results) writeOpen(w *strings.Builder) {
@@ -126,8 +127,8 @@ func (o *OpenResults) writeFixed(w *strings.Builder) {
 		if p.Ours {
 			wanted = [2]string{fmt.Sprintf("<= %.1f", openP50Target), fmt.Sprintf("<= %.1f", openP99Target)}
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", p.Name, medianText(o.ratios(p.Name, openP50)), wanted[0],
-			medianText(o.ratios(p.Name, openP99)), wanted[1], medianText(o.ratios(p.Name, (*OpenRun).perRequest)))
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", p.Name, ratioText(spreadOf(o.ratios(p.Name, reference, openP50))), wanted[0],
+			ratioText(spreadOf(o.ratios(p.Name, reference, openP99))), wanted[1], ratioText(spreadOf(o.ratios(p.Name, reference, (*OpenRun).perRequest))))
 	}
 }
 
@@ -137,13 +138,4 @@ func rounded(v float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.0f", v)
-}
-
-// medianText is a median with its interval.
-func medianText(values []float64) string {
-	if len(values) == 0 {
-		return "-"
-	}
-	low, high := bootstrap(values)
-	return ratioText(spread{spreadOf(values).median, low, high})
 }

@@ -62,7 +62,7 @@ func TestOpenTables(t *testing.T) {
 // Ratios are to the reference's in the same round, and leave out what failed.
 func TestOpenRatios(t *testing.T) {
 	r := someOpenResults()
-	ratios := r.Open.ratios(nameEpoll, openP50)
+	ratios := r.Open.ratios(nameEpoll, reference, openP50)
 	require.Len(t, ratios, 2)
 	for _, ratio := range ratios {
 		require.InDelta(t, 1.05, ratio, 1e-9)

@@ -5,10 +5,12 @@ import (
 	"debug/buildinfo"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +38,7 @@ func thisMachine(o *options) (Machine, error) {
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
 		m.TCP = strings.TrimSpace(string(text))
 	}
+	m.SharedCore = shareCore(o.proxyCPU, o.clientCPU)
 	files, err := filepath.Glob("/sys/devices/system/cpu/vulnerabilities/*")
 	if err != nil {
 		return m, err
@@ -46,6 +49,35 @@ func thisMachine(o *options) (Machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// shareCore reports whether two CPUs are threads of one core, as far as the
+// kernel tells (sysfs-devices-system-cpu in its documentation).
+func shareCore(a, b int) bool {
+	of := func(cpu int) string {
+		text, err := os.ReadFile(fmt.Sprintf("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu))
+		if err != nil {
+			return fmt.Sprint(cpu)
+		}
+		return string(text)
+	}
+	return of(a) == of(b)
+}
+
+// mitigations tells what the kernel does against the CPU's vulnerabilities, and
+// which it has none against.
+func (m *Machine) mitigations() string {
+	var list []string
+	spared := 0
+	for _, name := range slices.Sorted(maps.Keys(m.Vulnerabilities)) {
+		state := m.Vulnerabilities[name]
+		if state == "Not affected" {
+			spared++
+			continue
+		}
+		list = append(list, name+": "+strings.TrimPrefix(state, "Mitigation: "))
+	}
+	return strings.Join(append(list, fmt.Sprintf("not affected by %d others", spared)), "; ")
 }
 
 // fields reads a file of names and values; the first value of a name counts.
@@ -115,17 +147,31 @@ func (b *Build) works(engine string) bool {
 
 // versions asks the programs that bench does not build.
 func versions() (map[string]string, error) {
-	out, err := exec.Command("nginx", "-v").CombinedOutput() // "nginx version: nginx/1.22.1"
+	// "nginx version: nginx/1.22.1", "built with OpenSSL 3.0.22 25 Aug 2026 (running with OpenSSL 3.0.19 27 Jan 2026)"
+	out, err := exec.Command("nginx", "-V").CombinedOutput()
 	if err != nil {
-		return nil, fmt.Errorf("nginx -v: %w", err)
+		return nil, fmt.Errorf("nginx -V: %w", err)
 	}
-	_, nginx, _ := strings.Cut(strings.TrimSpace(string(out)), "/")
+	found := map[string]string{"wrk": wrkVersion(), "nginx": wordAfter(string(out), "nginx/")}
+	if version := wordAfter(string(out), "OpenSSL "); version != "" {
+		found["openssl"] = version
+	}
 	out, err = exec.Command("haproxy", "-v").CombinedOutput() // "HAProxy version 2.6.12-1+deb12u4 2026/10/17 - ..."
 	if err != nil {
 		return nil, fmt.Errorf("haproxy -v: %w", err)
 	}
-	haproxy := strings.Fields(strings.TrimPrefix(string(out), "HAProxy version "))[0]
-	return map[string]string{"nginx": nginx, "haproxy": haproxy, "wrk": wrkVersion()}, nil
+	found["haproxy"] = wordAfter(string(out), "HAProxy version ")
+	return found, nil
+}
+
+// wordAfter is the word behind the last place where text has the given name;
+// empty without one.
+func wordAfter(text, name string) string {
+	at := strings.LastIndex(text, name)
+	if at < 0 {
+		return ""
+	}
+	return strings.Fields(text[at+len(name):] + " -")[0]
 }
 
 func wrkVersion() string {

@@ -82,7 +82,7 @@ func (b *bench) publish() error {
 	text := tables(b.results, path)
 	fmt.Print(text)
 	if b.o.full() {
-		if err := replaceTables(b.o.markdown, text); err != nil {
+		if err := replaceTables(b.o.markdown, summary(b.results), text); err != nil {
 			return err
 		}
 	}
@@ -104,5 +104,5 @@ func rewriteTables(o *options, file string) error {
 	if err := r.savePlots(file); err != nil {
 		return err
 	}
-	return replaceTables(o.markdown, tables(r, file))
+	return replaceTables(o.markdown, summary(r), tables(r, file))
 }

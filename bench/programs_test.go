@@ -70,16 +70,28 @@ func TestCandidatesOverUnix(t *testing.T) {
 // The committed tables are those of the newest committed results: without
 // results there are none.
 func TestBenchmarksAreGenerated(t *testing.T) {
-	want := "\n"
+	short, long := "", ""
 	if path, err := newestResults("results"); err == nil {
 		r, err := loadResults(path)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, r.Rounds, roundsFull)
-		want = "\n" + tables(r, path) + "\n"
+		short, long = "\n"+summary(r)+"\n", "\n"+tables(r, path)+"\n"
 	}
 	text, err := os.ReadFile(filepath.Join("..", "BENCHMARKS.md"))
 	require.NoError(t, err)
-	require.Contains(t, string(text), tablesBegin+"\n"+want+tablesEnd, "bin/bench table writes them")
+	require.Contains(t, string(text), summaryBegin+"\n"+short+generatedEnd, "bin/bench table writes it")
+	require.Contains(t, string(text), tablesBegin+"\n"+long+generatedEnd, "bin/bench table writes them")
+}
+
+func TestMachineInWords(t *testing.T) {
+	m := Machine{Vulnerabilities: map[string]string{"b": "Not affected", "c": "Vulnerable", "a": "Mitigation: Thunks", "d": "Not affected"}}
+	require.Equal(t, "a: Thunks; c: Vulnerable; not affected by 2 others", m.mitigations())
+	const said = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 25 Aug 2026 (running with OpenSSL 3.0.19 27 Jan 2026)\n"
+	require.Equal(t, "1.22.1", wordAfter(said, "nginx/"))
+	require.Equal(t, "3.0.19", wordAfter(said, "OpenSSL "))
+	require.Empty(t, wordAfter("nginx version: nginx/1.22.1", "OpenSSL "))
+	require.True(t, shareCore(0, 0))
+	require.False(t, shareCore(1<<20, 1<<20+1), "CPUs that nobody has")
 }
 
 func TestOptions(t *testing.T) {

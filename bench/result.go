@@ -54,6 +54,7 @@ type Machine struct {
 	Vulnerabilities map[string]string `json:"vulnerabilities"` // with their mitigations, as the kernel tells
 	ProxyCPU        int               `json:"proxy_cpu"`
 	ClientCPU       int               `json:"client_cpu"`
+	SharedCore      bool              `json:"shared_core,omitempty"` // both are threads of one core
 }
 
 // Build is the measured cloud-cup, as the binary itself tells.

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,7 +69,7 @@ func TestTables(t *testing.T) {
 func TestNoLosses(t *testing.T) {
 	r := someResults()
 	r.Programs = r.Programs[:1]
-	require.Contains(t, tables(r, "x.json"), "In this run, nowhere")
+	require.Contains(t, tables(r, "x.json"), "In this run, no figure of ours was worse than another program's: 8 were compared.")
 }
 
 func TestSpread(t *testing.T) {
@@ -103,14 +104,70 @@ func TestOrderTurnsAround(t *testing.T) {
 
 func TestReplaceTables(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.md")
-	require.NoError(t, os.WriteFile(file, []byte("before\n"+tablesBegin+"\nold\n"+tablesEnd+"\nafter\n"), 0o644))
-	require.NoError(t, replaceTables(file, "new\n"))
-	text, err := os.ReadFile(file)
-	require.NoError(t, err)
-	require.Equal(t, "before\n"+tablesBegin+"\n\nnew\n\n"+tablesEnd+"\nafter\n", string(text))
+	write := func(lines ...string) {
+		require.NoError(t, os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o644))
+	}
+	write("before", summaryBegin, "old", generatedEnd, "between", tablesBegin, generatedEnd, "after")
+	for range 2 {
+		require.NoError(t, replaceTables(file, "short\n", "long\n"))
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Equal(t, "before\n"+summaryBegin+"\n\nshort\n\n"+generatedEnd+"\nbetween\n"+tablesBegin+"\n\nlong\n\n"+generatedEnd+"\nafter", string(text))
+	}
+	for _, lines := range [][]string{{"by hand"}, {summaryBegin, generatedEnd}, {summaryBegin, generatedEnd, tablesBegin}} {
+		write(lines...)
+		require.ErrorContains(t, replaceTables(file, "short\n", "long\n"), "missing")
+	}
+}
 
-	require.NoError(t, os.WriteFile(file, []byte("by hand\n"), 0o644))
-	require.ErrorContains(t, replaceTables(file, "new\n"), "missing")
+// Every part is in the list of losses, beside both rivals, and nothing that is no
+// loss.
+func TestLosses(t *testing.T) {
+	r := someRuns()
+	for i := range r.Failures.Runs {
+		if run := &r.Failures.Runs[i]; run.Program == nameRing && run.Strike == strikeKill {
+			run.P99 *= 3
+			run.Failed = map[string]int64{failedReset: 5}
+		}
+	}
+	for i := range r.Idle.Runs {
+		if run := &r.Idle.Runs[i]; run.Program == nameHAProxy && run.TLS {
+			run.Held.RSS -= 100
+		}
+	}
+	r.Open = someOpenResults().Open
+	closed := someResults()
+	r.Loads, r.Programs, r.Runs = closed.Loads, closed.Programs, closed.Runs
+	var w strings.Builder
+	r.writeLosses(&w)
+	_, table, found := strings.Cut(w.String(), "|---|---|---|---|---|\n")
+	require.True(t, found)
+	require.Equal(t, []string{
+		"| 100 B, 1 connection | cloud-cup epoll | CPU per request | *1.01 (0.95-1.01)* | - |",
+		"| 100 B, 1 connection | cloud-cup epoll | requests per second | *0.99 (0.99-1.05)* | - |",
+		"| 100 B, 1 connection | cloud-cup epoll | p50 | *1.01 (0.95-1.01)* | - |",
+		"| 100 B, 1 connection | cloud-cup epoll | p99 | *1.01 (0.95-1.01)* | - |",
+		"| 100 B, 64 connections | cloud-cup epoll | CPU per request | **1.01 (1.01-1.01)** | - |",
+	}, strings.Split(table, "\n")[:5])
+	require.Contains(t, table, "| open loop at 5,000/s | cloud-cup epoll | p99.9 | **1.05** | - |")
+	require.Contains(t, table, "| failure runs: worker killed each second | cloud-cup uring | failed requests | **10 to 7** | - |")
+	require.Contains(t, table, "| failure runs: worker killed each second | cloud-cup uring | p99 | **3.00** | - |")
+	require.Contains(t, table, "| connections that rest, TLS | cloud-cup uring | memory of each | 1.00 | **1.25** |")
+	require.NotContains(t, table, strikeReload)
+	require.Contains(t, w.String(), "- Target: 100 B, 64 connections, cloud-cup uring: 0.82 (0.80-0.83), missed by 0.12")
+
+	require.Equal(t, outcome{"2.00", true, false}, ratioOutcome([]float64{2}, false), "one run")
+	require.Equal(t, outcome{"0.50", true, true}, ratioOutcome([]float64{0.5, 0.5}, true))
+	require.Equal(t, outcome{"-", false, false}, ratioOutcome(nil, false))
+}
+
+func TestSummary(t *testing.T) {
+	r := someOpenResults()
+	text := summary(r)
+	require.Contains(t, text, "| 100 B, 64 connections | 0.82 (0.80-0.83) | 1.01 (1.01-1.01) | - |")
+	require.Contains(t, text, "| p99 of latency at 5,000/s | 0.90")
+	require.NotContains(t, text, "| 1 MiB")
+	require.Contains(t, text, "targets](#targets) 4 are met and 4 are missed")
 }
 
 func TestResultsSurviveTheirFile(t *testing.T) {

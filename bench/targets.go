@@ -84,7 +84,7 @@ func openFigures(program string, f func(*OpenRun) float64) func(*Results) []floa
 		if r.Open == nil {
 			return nil
 		}
-		return r.Open.ratios(program, f)
+		return r.Open.ratios(program, reference, f)
 	}
 }
 

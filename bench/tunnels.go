@@ -166,6 +166,9 @@ func upgradeTunnel(fd int, target *url.URL) error {
 	in := make([]byte, backendPartMax)
 	for !bytes.Contains(head, []byte("\r\n\r\n")) { // no echo comes behind it unasked
 		n, err := unix.Read(fd, in)
+		if err == unix.EINTR {
+			continue // a socket with a timeout is not read again by the kernel: signal(7)
+		}
 		if err != nil {
 			return err
 		}
