@@ -112,6 +112,83 @@ func waitForLines(t *testing.T, file string, n int) string {
 	return string(text)
 }
 
+// A resumed session is the client's that began it, for as long as its certificate
+// would be asked for and believed.
+func TestResumptionAsClient(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		a, strangers := newAuthority(t), newAuthority(t)
+		server, ca := a.issue("cup.test", nil), filepath.Join(t.TempDir(), "ca.crt")
+		trust := func(who *authority) {
+			text, err := os.ReadFile(who.file)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(ca, text, 0o644))
+		}
+		with := func(mode string) string {
+			client := fmt.Sprintf(`, "client": {"mode": %q, "ca_file": %q}`, mode, ca)
+			if mode == "off" {
+				client = ""
+			}
+			return configOf([]string{echoFields(t)}, oneWorker, `"ssl": {`+server.ssl()+client+`}`)
+		}
+		trust(a)
+		c := startCup(t, engine, with("request"))
+		reload := func(mode string) {
+			c.write(with(mode))
+			_, stderr, code := c.cupctl("reload")
+			require.Zero(t, code, stderr)
+		}
+		alice := a.issue("Alice", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+		for name, version := range tlsVersions {
+			client := newVisitor(a, c.addr, version).config
+			client.Certificates = []tls.Certificate{alice.Certificate}
+			for _, step := range []struct {
+				mode    string
+				believe *authority
+				resumed bool
+				told    bool
+				refused bool
+			}{
+				{"request", a, false, true, false},
+				{"request", a, true, true, false},
+				{"require", a, false, true, false},
+				{"require", a, true, true, false},
+				{"require", strangers, false, false, true},
+				{"request", strangers, false, false, true},
+				{"off", a, false, false, false},
+				{"off", a, true, false, false},
+				{"require", a, false, true, false},
+			} {
+				trust(step.believe)
+				reload(step.mode)
+				resumed, head, err := askAs(c.addr, client)
+				require.Equal(t, step.refused, err != nil, "%s: %+v: %v", name, step, err)
+				require.Equal(t, step.resumed, resumed, "%s: %+v", name, step)
+				require.Equal(t, step.told, strings.Contains(head, "\r\nX-Client-Cert-Subject: CN=Alice,O=Cup\r\n"), "%s: %+v: %s", name, step, head)
+			}
+			reload("request")
+		}
+	})
+}
+
+// askAs makes a request on a connection of its own. It tells whether that resumed
+// a session, and the head of the request that the backend got.
+func askAs(addr string, client *tls.Config) (resumed bool, head string, err error) {
+	conn, err := tls.Dial("tcp", addr, client)
+	if err != nil {
+		return false, "", err
+	}
+	defer conn.Close()
+	if _, err = io.WriteString(conn, getFrom("cup.test")); err != nil {
+		return false, "", err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return false, "", err
+	}
+	text, err := io.ReadAll(res.Body)
+	return conn.ConnectionState().DidResume, string(text), err
+}
+
 // checkTLSInLog waits for the lines of TestResumption.
 func checkTLSInLog(t *testing.T, file string, times int) {
 	type line struct {

@@ -162,6 +162,13 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 		require.Equal(t, before+1, n.log.count("not in use yet"), "told once")
 		require.Positive(t, n.log.count(what))
 	}
+	require.NoError(t, os.Remove(n.certificate))
+	n.settle()
+	before := n.log.count("not in use yet")
+	require.NoError(t, os.Chtimes(n.key, now, now.Add(time.Hour)))
+	n.settle()
+	require.Equal(t, before+1, n.log.count("not in use yet"), "told again, for this file is held up, too")
+
 	require.NoError(t, os.WriteFile(n.certificate, certificate, 0o600))
 	require.NoError(t, os.WriteFile(n.key, key, 0o600))
 	n.settle()

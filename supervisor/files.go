@@ -45,7 +45,7 @@ func stampsOf(files config.Files) map[string]stamp {
 type fileWatch struct {
 	read    map[string]stamp // when they were read, with success
 	last    map[string]stamp
-	failure string // that was told last
+	failure string // that was told since the files changed last
 	told    warnings
 }
 
@@ -76,7 +76,7 @@ func (m *Master) lookAtFiles(w *fileWatch) (soon bool) {
 		return false
 	}
 	if !maps.Equal(now, w.last) {
-		w.last = now
+		w.last, w.failure = now, "" // what holds up others is told of each of them
 		return true
 	}
 	err := m.refreshFiles()
