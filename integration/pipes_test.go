@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -342,4 +343,44 @@ func takePipePages() error {
 	fmt.Println("full")
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// unixConn is a client's connection to a unix socket.
+type unixConn struct{ *net.UnixConn }
+
+func (unixConn) SetLinger(int) error { return nil } // TCP alone has that
+
+// Large bodies go through pipes between sockets of both kinds, however slowly they
+// are read.
+func TestLargeBodiesOverUnixSockets(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		a, path := startBackend(t, "a"), filepath.Join(t.TempDir(), "backend.sock")
+		l, err := net.Listen("unix", path)
+		require.NoError(t, err)
+		go func() { _ = a.server.Serve(l) }() // until kill
+		c := startCup(t, engine, fmt.Sprintf(`{"root": ["127.0.0.1:0", "unix:cup.sock"], "workers": 1, "routes": {
+			"*": {"backends": [{"host": "unix:%s"}]}, "/tcp/*": {"backends": [{"host": %q}]}}}`, path, a.addr))
+		conn, err := net.Dial("unix", filepath.Join(filepath.Dir(c.file), "cup.sock"))
+		require.NoError(t, err)
+		local := unixConn{conn.(*net.UnixConn)}
+		for _, b := range []*browser{browse(t, c.addr), {conn: local, r: bufio.NewReader(local)}} {
+			for i, folder := range []string{"", "/tcp", "", "/tcp"} {
+				size := int64(256<<10 + i*1_000_003)
+				_, err := b.get(folder, size, 1, "")
+				require.NoError(t, err)
+				_, err = b.post(folder, size, 2, false)
+				require.NoError(t, err)
+			}
+			for _, folder := range []string{"", "/tcp"} {
+				require.NoError(t, b.ask("GET", folder+"/4000000/3", ""))
+				resp, err := b.response()
+				require.NoError(t, err)
+				tick := time.NewTicker(time.Millisecond)
+				require.NoError(t, checkContent(&pacedReader{resp.Body, tick}, 3, 4_000_000))
+				tick.Stop()
+			}
+			require.NoError(t, b.conn.Close())
+		}
+		require.EqualValues(t, 2, c.status().Totals.BackendConnects)
+	})
 }
