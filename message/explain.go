@@ -64,7 +64,7 @@ var explanations = [reasonCount]Explanation{
 		"no TLS with the client",
 		"The TLS handshake of a client failed, or was not complete within timeouts.client_head. The connection was closed, after an alert where TLS has one for the cause.",
 		[]string{
-			"a client that speaks no version, suite or key exchange that is offered",
+			"a client that speaks no version, suite or key exchange that is offered, or HTTP/2 alone (ALPN)",
 			"a client that does not trust the certificate, or shows none where ssl.client asks for one",
 			"a port scan, or a client that gave up",
 		},
