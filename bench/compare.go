@@ -80,6 +80,9 @@ func (o *options) compareLine() string {
 
 // compare runs both builds and prints how they compare.
 func compare(ctx context.Context, o *options) error {
+	if err := checkCPUs(o); err != nil {
+		return err
+	}
 	if err := install(compareTools); err != nil {
 		return err
 	}

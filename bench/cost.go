@@ -23,7 +23,7 @@ const (
 	costLength   = 500 * time.Millisecond
 	costLogWait  = 3 * time.Second // for the first lines to be in the file
 	costRead     = 1 << 20         // of a log at a time
-	costVariants = 13
+	costVariants = 15
 )
 
 // costLoad is what all are asked.
@@ -97,20 +97,33 @@ func nginxVariants(dir string) []variant {
 	return list
 }
 
+// haproxyVariants are the ways to run haproxy, which writes to no file that it
+// opens: but its standard output is one.
+func haproxyVariants(dir string) []variant {
+	const what, after = "log httplog", "    mode http\n"
+	v := variant{what: what, edits: []string{after, after + "    log stdout format raw local0\n    option httplog\n"}}
+	v.log = logFile(dir, v.name(nameHAProxy))
+	return []variant{{}, v}
+}
+
 // variants are all ways to run the programs that work here; ways is by the same
-// index. haproxy is not among them: it logs to syslog servers only.
+// index.
 func (b *bench) variants(dir, backend string) (list []candidate, ways []variant, err error) {
 	base, err := candidates(b.o, &b.results.Build, dir, backend)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, c := range base {
-		if c.Name == nameHAProxy {
-			continue
-		}
 		_, engine, _ := strings.Cut(c.Name, " ")
-		config, command, here := nginxConfig, nginxCommand, nginxVariants(dir)
-		if c.Name != reference {
+		var config func(*site) string
+		var command func(string) []string
+		var here []variant
+		switch c.Name {
+		case reference:
+			config, command, here = nginxConfig, nginxCommand, nginxVariants(dir)
+		case nameHAProxy:
+			config, command, here = haproxyConfig, haproxyCommand, haproxyVariants(dir)
+		default:
 			config, command = cupConfig, cupCommand(b.o.cup, engine)
 			if here, err = cupVariants(dir, engine); err != nil {
 				return nil, nil, err
@@ -248,7 +261,7 @@ func (r *Results) writeCosts(w *strings.Builder) {
 	fmt.Fprintf(w, "\n### What logs and metrics cost\n\n")
 	fmt.Fprintf(w, "CPU time per request with something switched on, as a ratio to that of the same program without it in the same round; its\n"+
 		"median, and the %.0f %% interval of it. %s. Metrics are counted in any case; here they are read as well,\n"+
-		"once in each run. Logs go to a file; Cloud Cup and \"buffered\" write 256 KiB at a time. haproxy logs to syslog servers only.\n\n", 100*confidence, c.Load.Name)
+		"once in each run. Logs go to a file, haproxy's by its standard output; Cloud Cup and \"buffered\" write 256 KiB at a time.\n\n", 100*confidence, c.Load.Name)
 	fmt.Fprintf(w, "| program | switched on | CPU per request, us | ratio | interval | rounds | lines per request |\n|---|---|---|---|---|---|---|\n")
 	for _, p := range c.Programs {
 		of, what, _ := strings.Cut(p.Name, ", ")

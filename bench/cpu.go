@@ -50,11 +50,11 @@ func takeSample(root, proxyCPU, clientCPU int) (sample, error) {
 		}
 		s.user += p.user
 		s.system += p.system
-		waits, err := threadWaits(pid)
+		switches, err := threadSwitches(pid)
 		if err != nil {
 			return s, err
 		}
-		s.waits += waits
+		s.waits += switches.Voluntary
 	}
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -85,32 +85,50 @@ func (s *sample) since(before *sample) CPU {
 // those that have ended. It is what clock_getcpuclockid(3) returns.
 func cpuClock(pid int) int32 { return int32(^pid<<3 | 2) }
 
-// threadWaits is how often the threads of a process went to sleep of their own
-// will: its voluntary context switches (proc_pid_status(5)), of the threads that
-// there are.
-func threadWaits(pid int) (int64, error) {
+// threadSwitches are the context switches of a process: of the threads that there
+// are.
+func threadSwitches(pid int) (Switches, error) {
+	var all Switches
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil {
-		return 0, err
+		return all, err
 	}
-	var sum int64
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			continue // the thread has ended since
 		}
-		_, rest, found := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
-		line, _, _ := strings.Cut(rest, "\n")
-		if !found {
-			return 0, fmt.Errorf("%s: no voluntary_ctxt_switches", file)
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+		one, err := parseSwitches(string(text))
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", file, err)
+			return all, fmt.Errorf("%s: %w", file, err)
 		}
-		sum += n
+		all.Voluntary += one.Voluntary
+		all.Forced += one.Forced
 	}
-	return sum, nil
+	return all, nil
+}
+
+// parseSwitches reads /proc/PID/task/TID/status, proc_pid_status(5).
+func parseSwitches(text string) (Switches, error) {
+	var s Switches
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		var into *int64
+		switch name {
+		case "voluntary_ctxt_switches":
+			into = &s.Voluntary
+		case "nonvoluntary_ctxt_switches":
+			into = &s.Forced
+		default:
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		if err != nil {
+			return s, err
+		}
+		*into = n
+	}
+	return s, nil
 }
 
 // family lists root and its descendants in ascending order.

@@ -21,13 +21,13 @@ func TestParseStat(t *testing.T) {
 }
 
 // A process that waits for another one has slept, and the kernel counts it.
-func TestThreadWaits(t *testing.T) {
-	before, err := threadWaits(os.Getpid())
+func TestThreadSwitches(t *testing.T) {
+	before, err := threadSwitches(os.Getpid())
 	require.NoError(t, err)
 	require.NoError(t, exec.Command("sleep", "0.1").Run())
-	after, err := threadWaits(os.Getpid())
+	after, err := threadSwitches(os.Getpid())
 	require.NoError(t, err)
-	require.Greater(t, after, before)
+	require.Greater(t, after.Voluntary, before.Voluntary)
 }
 
 const statBefore = `cpu  1 2 3 4 5 6 7 8 0 0

@@ -42,13 +42,19 @@ var (
 // peakRounds is how often a program's peak is looked for; the median counts.
 const peakRounds = 3
 
+// checkShare of a peak is more than a program can do.
+const checkShare = 1.5
+
 // OpenResults are the raw results of the part.
 type OpenResults struct {
 	Backend  string    `json:"backend"` // its command
 	Client   string    `json:"client"`  // its command; RATE and ADDRESS stand for those of a run
 	Programs []Program `json:"programs"`
 	Peaks    []Run     `json:"peaks"` // closed loop
-	Runs     []OpenRun `json:"runs"`  // in the order in which they were made
+	// Checks are runs of the open loop in which more is due than a program can
+	// do: they ought to have its peak.
+	Checks []OpenRun `json:"checks,omitempty"`
+	Runs   []OpenRun `json:"runs"` // in the order in which they were made
 }
 
 // OpenRun is one program at one level in one round.
@@ -73,7 +79,7 @@ func (o *options) levels() []level {
 func (o *options) peakRounds() int { return min(o.rounds, peakRounds) }
 
 func openDuration(o *options) time.Duration {
-	peaks := time.Duration(o.peakRounds()) * (o.length() + overhead)
+	peaks := time.Duration(o.peakRounds()) * (o.length() + overhead + openLoopWarmUp + o.length() + overhead)
 	runs := time.Duration(o.rounds*len(o.levels())) * (openLoopWarmUp + o.length() + overhead)
 	return closedPrograms * (peaks + runs)
 }
@@ -102,6 +108,13 @@ func (b *bench) openRounds(ctx context.Context, l *lineup) error {
 		}
 		r.Round = t.round + 1
 		results.Peaks = append(results.Peaks, r)
+		check := l.openRun(ctx, checkShare*max(r.Rate, 1), t.program, b.o.length())
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		check.Round = t.round + 1
+		results.Checks = append(results.Checks, check)
+		fmt.Fprintf(os.Stderr, "peak %d  %-16s %7.0f/s by wrk, %7.0f/s by the open loop\n", r.Round, r.Program, r.Rate, check.Rate)
 	}
 	levels := b.o.levels()
 	order := order(b.o.rounds, len(levels), len(l.servers))
@@ -189,6 +202,12 @@ func (r *Results) openFailures() error {
 	for i := range r.Open.Peaks {
 		if run := &r.Open.Peaks[i]; run.Errors() > 0 || run.Failure != "" {
 			list = append(list, fmt.Errorf("peak, round %d, %s: %s", run.Round, run.Program, run.progress()))
+		}
+	}
+	for i := range r.Open.Checks {
+		// What it could not answer is what it was asked for.
+		if run := &r.Open.Checks[i]; run.Errors() > run.Unanswered || run.Failure != "" {
+			list = append(list, fmt.Errorf("check, round %d, %s: %s", run.Round, run.Program, run.progress()))
 		}
 	}
 	for i := range r.Open.Runs {

@@ -81,6 +81,7 @@ func (r *Results) writeOpen(w *strings.Builder) {
 		}
 	}
 	r.Open.writeFixed(w)
+	r.Open.writeChecks(w)
 	fmt.Fprintf(w, "\n```sh\n%s\n%s\n```\n", r.Open.Backend, r.Open.Client)
 }
 
@@ -129,6 +130,25 @@ func (o *OpenResults) writeFixed(w *strings.Builder) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", p.Name, ratioText(spreadOf(o.ratios(p.Name, reference, openP50))), wanted[0],
 			ratioText(spreadOf(o.ratios(p.Name, reference, openP99))), wanted[1], ratioText(spreadOf(o.ratios(p.Name, reference, (*OpenRun).perRequest))))
+	}
+}
+
+// writeChecks compares the client with wrk.
+func (o *OpenResults) writeChecks(w *strings.Builder) {
+	if len(o.Checks) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\nThe client beside wrk: what each gets out of a program that is asked for more than it can do.\n\n"+
+		"| program | wrk, requests/s | open loop, requests/s | ratio |\n|---|---|---|---|\n")
+	for _, p := range o.Programs {
+		var peaks, checks, ratios []float64
+		for i := range min(len(o.Peaks), len(o.Checks)) { // they were made in turn
+			peak, check := &o.Peaks[i], &o.Checks[i]
+			if peak.Program == p.Name && peak.Failure == "" && check.Failure == "" && peak.Rate > 0 {
+				peaks, checks, ratios = append(peaks, peak.Rate), append(checks, check.Rate), append(ratios, check.Rate/peak.Rate)
+			}
+		}
+		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", p.Name, whole(spreadOf(peaks)), whole(spreadOf(checks)), ratioText(spreadOf(ratios)))
 	}
 }
 

@@ -106,3 +106,20 @@ func TestRunOpenLoop(t *testing.T) {
 	_, err = runOpenLoop(t.Context(), append(command, "--rate=-1"))
 	require.ErrorContains(t, err, "--rate=-1")
 }
+
+// The open loop is compared with wrk run by run; that it could not do all that
+// was due is no error then.
+func TestOpenChecks(t *testing.T) {
+	r := someOpenResults()
+	r.Open.Runs = nil
+	for i := range 3 {
+		r.Open.Peaks = append(r.Open.Peaks, Run{Round: i + 1, Program: nameRing, Wrk: Wrk{Requests: 1, Rate: 100_000}})
+		r.Open.Checks = append(r.Open.Checks, OpenRun{Round: i + 1, Program: nameRing, OpenLoop: OpenLoop{Rate: float64(101_000 + 1000*i), Unanswered: 40_000}})
+	}
+	var w strings.Builder
+	r.writeOpen(&w)
+	require.Contains(t, w.String(), "| cloud-cup uring | 100000 | 102000 (101000-103000) | 1.02 (1.01-1.03) |")
+	require.NoError(t, r.openFailures())
+	r.Open.Checks[1].Broken = 1
+	require.ErrorContains(t, r.openFailures(), "check, round 2")
+}

@@ -51,6 +51,20 @@ func thisMachine(o *options) (Machine, error) {
 	return m, nil
 }
 
+// checkCPUs wants the CPUs that programs are to be pinned to.
+func checkCPUs(o *options) error {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	for _, cpu := range []int{o.proxyCPU, o.clientCPU} {
+		if !set.IsSet(cpu) {
+			return fmt.Errorf("CPU %d cannot be used here: two of this process's %d are wanted, --proxy-cpu and --client-cpu", cpu, set.Count())
+		}
+	}
+	return nil
+}
+
 // shareCore reports whether two CPUs are threads of one core, as far as the
 // kernel tells (sysfs-devices-system-cpu in its documentation).
 func shareCore(a, b int) bool {

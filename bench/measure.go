@@ -19,6 +19,9 @@ type bench struct {
 
 // measure runs everything, writes the raw results, and the tables from them.
 func measure(ctx context.Context, o *options) error {
+	if err := checkCPUs(o); err != nil {
+		return err
+	}
 	if err := install(runTools); err != nil {
 		return err
 	}

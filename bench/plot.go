@@ -45,6 +45,10 @@ var drawings = []drawing{
 
 const plotWidth = 18 * vg.Centimeter
 
+// plotLabelRoom is behind the names of loads: fonts that stand in for a missing
+// one are wider, and would end under the bars.
+const plotLabelRoom = "       "
+
 // plotColors are those of programs, by the index in the results. They can be
 // told apart by eyes that do not see all colours (Okabe and Ito).
 var plotColors = []color.Color{
@@ -172,7 +176,7 @@ func (r *Results) drawCPU() (*canvas, error) {
 	var shown []Load
 	for _, l := range slices.Backward(r.Loads) { // the first one is on top
 		if l.Beside == 0 && len(r.ratios(l.Name, reference, reference, cpuPerRequest.of)) > 0 {
-			names, shown = append(names, l.Name), append(shown, l)
+			names, shown = append(names, l.Name+plotLabelRoom), append(shown, l)
 		}
 	}
 	programs := slices.DeleteFunc(slices.Clone(r.Programs), func(p Program) bool { return p.Name == reference })
@@ -266,7 +270,7 @@ func (r *Results) drawLatency() (*canvas, error) {
 		return nil, nil
 	}
 	c := newCanvas(11 * vg.Centimeter)
-	c.X.Label.Text, c.Y.Label.Text = "requests per second", "us; a solid line is p50, dashes are p99"
+	c.X.Label.Text, c.Y.Label.Text = "requests per second", "us; solid: p50, dashes: p99"
 	c.Y.Scale, c.Y.Tick.Marker = plot.LogScale{}, decimalTicks{}
 	drawn := false
 	for i, p := range r.Open.Programs {

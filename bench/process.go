@@ -51,10 +51,14 @@ type server struct {
 	ended   chan struct{} // closed when it was waited for
 }
 
+// logFile is where the output of a program goes.
+func logFile(dir, name string) string { return filepath.Join(dir, name+".log") }
+
 // startServer starts the command with its output in a file in dir.
 func startServer(dir, name, address string, command []string) (*server, error) {
-	s := &server{name: name, address: address, log: filepath.Join(dir, name+".log"), ended: make(chan struct{})}
-	log, err := os.Create(s.log)
+	s := &server{name: name, address: address, log: logFile(dir, name), ended: make(chan struct{})}
+	// Appended to: it may be emptied while the program runs.
+	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}

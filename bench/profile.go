@@ -99,7 +99,7 @@ func (b *bench) profileOne(ctx context.Context, l *lineup, load *Load, i int) (P
 	}
 	file := filepath.Join(b.dir, "perf.data")
 	length := b.o.profileLength()
-	command := profileCommand(strings.Trim(strings.ReplaceAll(fmt.Sprint(pids), " ", ","), "[]"), file)
+	command := profileCommand(joined(pids), file)
 	command = append(command, "--", "sleep", fmt.Sprint((profileLead + length).Seconds()))
 	perf := exec.CommandContext(ctx, command[0], command[1:]...)
 	perf.SysProcAttr = ownGroup()

@@ -187,6 +187,7 @@ http {
             proxy_request_buffering off;
             proxy_buffering off;
             proxy_buffer_size 32k;
+            proxy_buffers 8 32k;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             proxy_set_header X-Forwarded-For $remote_addr;

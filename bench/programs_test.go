@@ -83,6 +83,13 @@ func TestBenchmarksAreGenerated(t *testing.T) {
 	require.Contains(t, string(text), tablesBegin+"\n"+long+generatedEnd, "bin/bench table writes them")
 }
 
+// CPUs that cannot be used are told before anything is installed or started.
+func TestCheckCPUs(t *testing.T) {
+	err := checkCPUs(&options{proxyCPU: 1000, clientCPU: 1001})
+	require.ErrorContains(t, err, "CPU 1000 cannot be used here")
+	require.ErrorContains(t, measure(t.Context(), &options{proxyCPU: 1000, clientCPU: 1001, rounds: 1, seconds: 1}), "CPU 1000")
+}
+
 func TestMachineInWords(t *testing.T) {
 	m := Machine{Vulnerabilities: map[string]string{"b": "Not affected", "c": "Vulnerable", "a": "Mitigation: Thunks", "d": "Not affected"}}
 	require.Equal(t, "a: Thunks; c: Vulnerable; not affected by 2 others", m.mitigations())

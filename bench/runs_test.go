@@ -132,7 +132,32 @@ func TestEdit(t *testing.T) {
 		require.NoError(t, c.edit(v.edits...))
 		require.True(t, strings.Contains(c.Config, "access_log off") == (v.log == ""))
 	}
+	for _, v := range haproxyVariants("/dir") {
+		c := candidate{Program: Program{Config: haproxyConfig(&s)}}
+		require.NoError(t, c.edit(v.edits...))
+		require.True(t, strings.Contains(c.Config, "log stdout") == (v.log == "/dir/haproxy, log httplog.log"))
+	}
 	require.Equal(t, []string{"haproxy", "-W", "-db", "-f", "x"}, replaceWord(haproxyCommand("x"), "-db", "-W", "-db"))
+}
+
+// What the kernel counted stands in place of what engines count.
+func TestCalls(t *testing.T) {
+	r := someRuns()
+	r.Scaling.Calls = []CallCount{{scaledName(nameRing, 1), 1200, 10_000}, {scaledName(reference, 1), 52_000, 10_000}}
+	var w strings.Builder
+	r.writeScaling(&w)
+	require.Contains(t, w.String(), "(`perf stat --event=raw_syscalls:sys_enter --field-separator=, --pid=PIDS`)")
+	require.Regexp(t, `cloud-cup uring, 1 worker .* 0\.12 \|\n`, w.String())
+	require.Regexp(t, `nginx, 1 worker .* 5\.20 \|\n`, w.String())
+
+	n, err := parseCalls("\n123456,,raw_syscalls:sys_enter,500123,100.00,,\n")
+	require.NoError(t, err)
+	require.EqualValues(t, 123456, n)
+	_, err = parseCalls("<not supported>,,raw_syscalls:sys_enter,0,100.00,,\n")
+	require.Error(t, err)
+	_, err = parseCalls("Error:\nNo permission to enable raw_syscalls:sys_enter event.\n")
+	require.ErrorContains(t, err, "No permission")
+	require.Equal(t, "1,22,333", joined([]int{1, 22, 333}))
 }
 
 func TestEmptyLog(t *testing.T) {

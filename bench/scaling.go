@@ -18,7 +18,7 @@ const partScaling = "scaling"
 
 const (
 	scalingRounds     = 5
-	scalingVariants   = 6
+	scalingVariants   = 8
 	scalingWorkersMax = 2
 )
 
@@ -30,6 +30,9 @@ type Scaling struct {
 	Load     Load         `json:"load"`
 	Programs []Program    `json:"programs"`
 	Runs     []ScalingRun `json:"runs"` // in the order in which they were made
+	// Calls are the programs' system calls by index; none if the kernel does not
+	// let us count them.
+	Calls []CallCount `json:"system_calls,omitempty"`
 }
 
 // ScalingRun is one program in one round.
@@ -62,7 +65,7 @@ func (o *options) scalingRoundsOf() int {
 }
 
 func scalingDuration(o *options) time.Duration {
-	return scalingVariants * time.Duration(o.scalingRoundsOf()) * (o.length() + overhead)
+	return scalingVariants * (time.Duration(o.scalingRoundsOf())*(o.length()+overhead) + callsLength + profileLead + overhead)
 }
 
 // scaled are programs with one worker and with two, on both CPUs.
@@ -73,16 +76,16 @@ func (b *bench) scaled(dir, backend string) ([]candidate, error) {
 	}
 	var list []candidate
 	for _, c := range base {
-		if c.Name == nameHAProxy {
-			continue // it has threads and no workers
-		}
 		for workers := 1; workers <= scalingWorkersMax; workers++ {
 			_, engine, _ := strings.Cut(c.Name, " ")
 			config, command, one, several := cupConfig, cupCommand(b.o.cup, engine), `"workers": 1`, `"workers": %d`
-			if c.Name == reference {
+			switch c.Name {
+			case reference:
 				config, command, one, several = nginxConfig, nginxCommand, "worker_processes 1;", "worker_processes %d;"
+			case nameHAProxy:
+				config, command, one, several = haproxyConfig, haproxyCommand, "nbthread 1", "nbthread %d"
 			}
-			file := filepath.Join(dir, fmt.Sprintf("scaling-%s-%d", engine, workers))
+			file := filepath.Join(dir, fmt.Sprintf("scaling-%s-%d", strings.ReplaceAll(c.Name, " ", "-"), workers))
 			made, err := newCandidate(b.o, scaledName(c.Name, workers), file, backend, config, command)
 			if err != nil {
 				return nil, err
@@ -90,7 +93,8 @@ func (b *bench) scaled(dir, backend string) ([]candidate, error) {
 			edits := []string{one, fmt.Sprintf(several, workers)}
 			if c.Name == reference {
 				edits = append(edits, "nginx.pid", filepath.Base(file)+".pid")
-			} else {
+			}
+			if c.Ours {
 				made.Command = replaceWord(made.Command, "--admin=off", "--admin=unix:"+file+".sock")
 			}
 			if err := made.edit(edits...); err != nil {
@@ -115,7 +119,12 @@ func (b *bench) scaling(ctx context.Context) error {
 		return err
 	}
 	b.results.Scaling = &Scaling{Load: scalingLoad, Programs: l.programs}
-	return errors.Join(b.scalingRuns(ctx, l), l.stop())
+	err = b.scalingRuns(ctx, l)
+	if err == nil {
+		b.results.Scaling.Calls = countCalls(ctx, l)
+		err = context.Cause(ctx)
+	}
+	return errors.Join(err, l.stop())
 }
 
 func (b *bench) scalingRuns(ctx context.Context, l *lineup) error {
@@ -180,50 +189,14 @@ func switchesOf(root int) (Switches, error) {
 		return all, err
 	}
 	for _, pid := range pids {
-		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		one, err := threadSwitches(pid)
 		if err != nil {
 			return all, err
 		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if errors.Is(err, os.ErrNotExist) {
-				continue // the thread has ended
-			}
-			if err != nil {
-				return all, err
-			}
-			one, err := parseSwitches(string(text))
-			if err != nil {
-				return all, fmt.Errorf("%s: %w", file, err)
-			}
-			all.Voluntary += one.Voluntary
-			all.Forced += one.Forced
-		}
+		all.Voluntary += one.Voluntary
+		all.Forced += one.Forced
 	}
 	return all, nil
-}
-
-// parseSwitches reads /proc/PID/task/TID/status, proc_pid_status(5).
-func parseSwitches(text string) (Switches, error) {
-	var s Switches
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		var into *int64
-		switch name {
-		case "voluntary_ctxt_switches":
-			into = &s.Voluntary
-		case "nonvoluntary_ctxt_switches":
-			into = &s.Forced
-		default:
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
-		if err != nil {
-			return s, err
-		}
-		*into = n
-	}
-	return s, nil
 }
 
 // writeScaling writes the table of one worker and two.
@@ -239,7 +212,10 @@ func (r *Results) writeScaling(w *strings.Builder) {
 	fmt.Fprintf(w, "\n### One worker and two\n\n")
 	fmt.Fprintf(w, "%s, programs on both CPUs, client and backend on one of them: with one worker both CPUs are busy already, so two\n"+
 		"cannot serve more here. What can be seen is what a second worker costs: the ratio is that of CPU time per request to\n"+
-		"the same program with one worker in the same round. Counts are per request; system calls are what the engines count.\n\n", s.Load.Name)
+		"the same program with one worker in the same round. Haproxy's workers are threads. Sleeps and forced switches are voluntary and\n"+
+		"involuntary context switches, turns those of our event loop. Counts are per request; system calls are what %s.\n\n"+
+		"What limits more workers, up to hosts with 64 CPUs, is argued from these counts and from the cache lines that workers share in\n"+
+		"[docs/design.md](docs/design.md#scaling-to-many-cpus).\n\n", s.Load.Name, s.countedBy())
 	fmt.Fprintf(w, "| program | requests/s | CPU per request, us | to one worker | sleeps | forced switches | turns | system calls |\n|---|---|---|---|---|---|---|---|\n")
 	for _, p := range s.Programs {
 		name, _, _ := strings.Cut(p.Name, ", ")
@@ -253,8 +229,28 @@ func (r *Results) writeScaling(w *strings.Builder) {
 			of(func(r *ScalingRun) float64 { return float64(r.Switches.Voluntary) / float64(r.Requests) }),
 			of(func(r *ScalingRun) float64 { return float64(r.Switches.Forced) / float64(r.Requests) }),
 			of(func(r *ScalingRun) float64 { return r.Engine.per(func(e *Engine) uint64 { return e.Turns }) }),
-			of(func(r *ScalingRun) float64 { return r.Engine.per(func(e *Engine) uint64 { return e.Waits + e.Calls }) }))
+			s.calls(p.Name))
 	}
+}
+
+// countedBy is who counted the system calls.
+func (s *Scaling) countedBy() string {
+	if len(s.Calls) == 0 {
+		return "the engines count"
+	}
+	return fmt.Sprintf("the kernel\ncounts of all threads in a run of its own (`%s`)", strings.Join(callsCommand("PIDS"), " "))
+}
+
+// calls are the system calls of a program per request.
+func (s *Scaling) calls(program string) string {
+	for i := range s.Calls {
+		if c := &s.Calls[i]; c.Program == program {
+			return three(c.perRequest())
+		}
+	}
+	return micros(s.figures(program, func(r *ScalingRun) float64 {
+		return r.Engine.per(func(e *Engine) uint64 { return e.Waits + e.Calls })
+	}))
 }
 
 // per is a count per request of the engines, NaN if they are not ours.
