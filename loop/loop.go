@@ -34,7 +34,7 @@ const (
 	// RecvMulti receives into ClassHead buffers until the engine ends the
 	// series (More false): at the latest after MultiBytes and one burst of
 	// the socket, so that no peer can take the pool. Engines may end it after
-	// every result.
+	// every result, and cut none short by it.
 	RecvMulti
 	// Send sends the bytes of Vecs in order, or those that Pipe holds.
 	Send

@@ -391,7 +391,7 @@ func (st *stream) surplus() bool {
 func brimful(op *loop.Op) bool {
 	switch {
 	case op.Code == loop.RecvMulti:
-		return op.N == loop.HeadBytes || !op.More // the last of a series may be cut
+		return op.N == loop.HeadBytes
 	case op.Size == loop.ClassPipe:
 		return op.N >= int(op.Max)
 	}

@@ -42,6 +42,7 @@ func Run(t *testing.T, open func(*loop.Pool) (loop.Engine, error)) {
 		{"receive urgent data", 8 << 20, testRecvUrgent},
 		{"receive series", 8 << 20, testMulti},
 		{"receive series ends", 8 << 20, testMultiEnds},
+		{"receive series hides nothing", 8 << 20, testMultiWhole},
 		{"data and the end at once", 8 << 20, testDataThenEnd},
 		{"data and a reset at once", 8 << 20, testDataThenReset},
 		{"half-close", 8 << 20, testHalfClose},

@@ -601,3 +601,29 @@ func testQuiet(r *rig) {
 	require.Equal(r, syscall.ECONNRESET, r.result(r.recv(fd)).err)
 	r.close(fd)
 }
+
+// A series that ends, after so many bytes, hides none: the last receive is not cut
+// short.
+func testMultiWhole(r *rig) {
+	fd, peer := r.pair()
+	k := r.recvMulti(fd)
+	total, began := 0, 0 // bytes sent, and those before the series
+	for _, n := range []int{20_000, 60_000} {
+		write(r, peer, pattern(total, n))
+		total += n
+		for len(k.data) < total {
+			r.until("more", func() bool { return k.done > 0 || len(k.data) == total })
+			if k.done == 0 {
+				break
+			}
+			last := k.results[len(k.results)-1].n
+			require.False(r, last < loop.HeadBytes && len(k.data)-began == loop.MultiBytes, "cut to %d bytes", last)
+			began = len(k.data)
+			r.again(k)
+		}
+	}
+	require.True(r, matches(k.data, 0))
+	r.Cancel(&k.Op)
+	require.Equal(r, syscall.ECANCELED, r.result(k).err)
+	r.close(fd)
+}
