@@ -327,8 +327,8 @@ func (e *FaultyEngine) collectSend(s *shadow) {
 	case s.doom != 0 && s.inner.N == 0:
 		e.push(s, loop.Op{Err: s.doom})
 	case s.doom == 0 && s.inner.N > 0 && e.happens(e.Rates.Reset):
+		e.push(s, s.inner) // the bytes went; nothing follows
 		e.breakConn(s.inner.FD)
-		e.push(s, loop.Op{Err: syscall.ECONNRESET})
 	default:
 		e.push(s, s.inner)
 	}
