@@ -79,17 +79,14 @@ func (p *Proxy) mayRetry() bool {
 }
 
 // relieve ends what is stalled the longest while memory is nearly used up:
-// clients that do not take their response or do not finish their request's
-// head, and requests that their backend does not take.
+// clients that do not take their response, or what comes through a tunnel, or do
+// not finish their request's head, and requests that their backend does not take.
 func (p *Proxy) relieve() {
 	excess := p.pool.Lent() - p.pool.Limit()/100*emergencyShare
 	for n := 0; n < relieveMax && excess > 0; n++ {
 		var worst *conn
 		for c := range p.adopted() {
-			if c.fd < 0 || c.closing || c.waits != waitSend && c.waits != waitHead || p.now-c.since < stalledAfter {
-				continue
-			}
-			if c.memory() > 0 && (worst == nil || c.since < worst.since) {
+			if c.stalled() && c.memory() > 0 && (worst == nil || c.since < worst.since) {
 				worst = c
 			}
 		}
@@ -109,6 +106,16 @@ func (p *Proxy) relieve() {
 			}
 		}
 	}
+}
+
+// stalled reports whether nothing has moved for long on c, whose peer is to take
+// bytes, or to send the rest of a head.
+func (c *conn) stalled() bool {
+	switch c.waits {
+	case waitSend, waitHead, waitTunnel:
+		return !c.closing && c.p.now-c.since >= stalledAfter
+	}
+	return false
 }
 
 // memory is the size of the buffers that c holds.

@@ -3,16 +3,19 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 const upgradeHead = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -28,6 +31,45 @@ func switching(t *testing.T, protocol string) string {
 		}
 		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: "+protocol+"\r\n\r\nhello")
 		io.Copy(c, in)
+	})
+}
+
+// Tunnels whose clients do not read end when memory is nearly used up, and others
+// are served.
+func TestStalledTunnels(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		backend := scripted(t, func(_ int, c *net.TCPConn) {
+			h, err := head(bufio.NewReader(c))
+			if err != nil {
+				return
+			}
+			if !strings.Contains(h, "Upgrade") {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+			for b := make([]byte, 64<<10); err == nil; {
+				_, err = c.Write(b)
+			}
+		})
+		r := start(t, engine, to(backend), func(s *proxy.Snapshot) { s.Limits.Memory = 4 << 20 })
+		little := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) }), err)
+		}}
+		for range 150 {
+			c, err := little.Dial("tcp", r.addr)
+			require.NoError(t, err)
+			defer c.Close()
+			_, err = io.WriteString(c, upgradeHead)
+			require.NoError(t, err)
+		}
+		require.Eventually(t, func() bool { return r.counted().Reasons[message.ReasonMemory] > 0 }, patience, 10*time.Millisecond)
+		c := r.dial()
+		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		require.NoError(t, err)
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		require.NoError(t, err)
+		require.Equal(t, 200, res.StatusCode)
 	})
 }
 
