@@ -13,7 +13,8 @@
 // # What is promised
 //
 //   - Submit and Cancel never block and never deliver. A result that is known
-//     at once is delivered by the next Poll, also when Poll may not wait.
+//     at once is delivered by the next Poll, also when Poll may not wait, or by
+//     the one that submitted it from deliver.
 //   - Every submitted Op is delivered exactly once with More false; a
 //     RecvMulti may be delivered any number of times with More true before.
 //   - Per descriptor and direction, results come in the order of the bytes.

@@ -181,10 +181,10 @@ func (e *engine) steps() []step {
 	return []step{
 		{"io_uring_register of the ring's descriptor", "5.18", e.u.registerFD},
 		{"io_uring_register of head buffers", "5.19", func() syscall.Errno {
-			return e.openGroup(loop.ClassHead, 0, headsMax, headsHot, headsPerRecv)
+			return e.openGroup(loop.ClassHead, 0, headsMax, headsHot, headsPerRecv, headsEnough)
 		}},
 		{"io_uring_register of body buffers", "5.19", func() syscall.Errno {
-			return e.openGroup(loop.ClassBody, 1, bodiesMax, bodiesHot, 1)
+			return e.openGroup(loop.ClassBody, 1, bodiesMax, bodiesHot, 1, bodiesEnough)
 		}},
 		{"io_uring_register of restrictions", "5.10", func() syscall.Errno { return e.u.restrict(allowed) }},
 		{"io_uring_register to enable the ring", "5.10", e.u.enable},

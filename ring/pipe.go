@@ -92,8 +92,7 @@ func (e *engine) sendPipe(op *loop.Op, d *desc) {
 		e.awaitWritable(op.FD, d)
 		return
 	}
-	op.N, op.Err = n, errno
-	e.ready = append(e.ready, op)
+	e.knowSent(op, d, n, errno)
 }
 
 // drain moves to the socket what it takes of the pipe.

@@ -4,7 +4,8 @@
 // loop.ErrNotSupported where the kernel lacks or forbids io_uring.
 //
 // One turn of the loop is one system call: it hands over what was submitted,
-// waits, and finds results in memory. Open tries its tiers in order, each by
+// waits, and finds results in memory. What has calls of its own is large sends,
+// and bytes that go by pipes. Open tries its tiers in order, each by
 // doing the real thing:
 //
 //	best  single issuer, deferred task run, no SQ array   Linux 6.6
@@ -50,6 +51,18 @@ const (
 
 const ageMask = 1<<24 - 1
 
+// sendNowBytes is the length from which on Submit makes a send itself, and has
+// it wait in the ring only if there is no room. Its bytes were written a moment
+// ago, records of TLS above all, and are in the cache: until the queue is handed
+// over, those of other connections push them out. Bodies of 1 MiB over TLS cost
+// 2 to 4 % less so; sends of 16 KiB cost 2 % more.
+const sendNowBytes = 32 << 10
+
+// readyRounds bounds how often a Poll delivers, after each receive, what the
+// submissions made from deliver finished at once: enough for a received body to
+// be sealed, sent and given back while it is in the cache.
+const readyRounds = 8
+
 // userData names the operation of the kind on the descriptor or accept slot.
 func userData(kind uint64, age uint32, index int32) uint64 {
 	return kind<<56 | uint64(age&ageMask)<<32 | uint64(uint32(index))
@@ -76,6 +89,7 @@ type desc struct {
 	renew    bool // recv was cancelled to be started anew
 	// The Op waits for readiness to move bytes by a pipe.
 	polledIn, polledOut bool
+	sendKnown           bool // the result of send is in engine.ready
 	// The Op is to be cancelled, so do not start it anew.
 	recvCancel, sendCancel, connectCancel bool
 
@@ -229,12 +243,15 @@ func (e *engine) Submit(op *loop.Op) {
 		if len(op.Vecs) > loop.VecsMax {
 			panic(fmt.Sprintf("ring: send of %d pieces", len(op.Vecs)))
 		}
-		d.send, d.sendCancel = op, false
-		if op.Pipe != nil {
+		d.send, d.sendCancel, d.sendKnown = op, false, false
+		switch {
+		case op.Pipe != nil:
 			e.sendPipe(op, d)
-			return
+		case length(op.Vecs) >= sendNowBytes:
+			e.sendNow(op, d)
+		default:
+			e.armSend(op, d)
 		}
-		e.armSend(op, d)
 	case loop.Accept:
 		e.armAccept(op, e.at(op.FD))
 	case loop.Connect:
@@ -274,6 +291,33 @@ func (e *engine) armRecv(fd int32, d *desc) {
 	s.SetUserData(userData(kindRecv+uint64(g.id), d.age, fd))
 	g.armed++
 	e.held++
+}
+
+// length is the number of bytes in vecs.
+func length(vecs [][]byte) int {
+	n := 0
+	for _, v := range vecs {
+		n += len(v)
+	}
+	return n
+}
+
+// sendNow sends what there is room for at once, or all of it later.
+func (e *engine) sendNow(op *loop.Op, d *desc) {
+	e.stats.Calls++
+	n, errno := sys.SendVecs(op.FD, op.Vecs, 0)
+	if errno == syscall.EAGAIN {
+		e.armSend(op, d)
+		return
+	}
+	e.knowSent(op, d, n, errno)
+}
+
+// knowSent sets the result of a send for Poll to deliver.
+func (e *engine) knowSent(op *loop.Op, d *desc, n int, errno syscall.Errno) {
+	op.N, op.Err = n, errno
+	d.sendKnown = true
+	e.ready = append(e.ready, op)
 }
 
 func (e *engine) armSend(op *loop.Op, d *desc) {
@@ -404,8 +448,8 @@ func (e *engine) Cancel(op *loop.Op) {
 		if d.polledIn {
 			target = userData(kindReadable, d.age, op.FD)
 		}
-	case op == d.send && op.Pipe != nil && !d.polledOut:
-		return // its result is known
+	case op == d.send && d.sendKnown:
+		return
 	case op == d.send && !d.sendCancel:
 		d.sendCancel = true
 		target = userData(kindSend, d.age, op.FD)
@@ -731,6 +775,9 @@ func (e *engine) reap(deliver func(*loop.Op)) {
 		switch kind {
 		case kindRecv, kindRecvBody:
 			e.received(&e.groups[kind], index, age, res, flags, deliver)
+			for round := 0; round < readyRounds && len(e.ready) > 0; round++ {
+				e.deliverReady(deliver)
+			}
 		case kindSend:
 			e.sent(index, age, res, deliver)
 		case kindReadable:
@@ -823,6 +870,7 @@ func (e *engine) received(g *group, fd int32, age uint32, res int32, flags uint3
 		errno = 0
 	}
 	op.N, op.Err, op.Buf, op.More = n, errno, buf, more
+	g.brought += n
 	if more {
 		if d.drained {
 			e.doubt(fd, d)

@@ -318,6 +318,32 @@ func TestBuffersFollowTheLoad(t *testing.T) {
 	}
 }
 
+// Body receives that bring much in a turn are not lent more buffers, which would
+// only be colder.
+func TestFullBodiesAreEnough(t *testing.T) {
+	r := newRig(t, Config{}, 256<<20)
+	const n = 4 * bodiesHot
+	g := &r.groups[1]
+	for round := range 4 {
+		for range n {
+			fd, peer := r.pair()
+			for errno := syscall.Errno(0); errno == 0; {
+				_, errno = sys.Send(peer, make([]byte, 64<<10))
+			}
+			r.Submit(&loop.Op{Code: loop.Recv, Size: loop.ClassBody, FD: fd})
+		}
+		for range n {
+			op := r.next()
+			require.Greater(t, op.N, loop.BodyBytes/2)
+			op.Buf.Release()
+			op.Buf = nil
+			r.CloseFD(op.FD)
+		}
+		require.Equal(t, bodiesHot, g.target, "round %d", round)
+	}
+	require.NotZero(t, r.Stats().NoBuffers)
+}
+
 func TestCancel(t *testing.T) {
 	everyTier(t, func(t *testing.T, c Config) {
 		r := newRig(t, c, 16<<20)
@@ -339,24 +365,13 @@ func TestCancel(t *testing.T) {
 			}
 		}
 		// A send that got stuck tells what it sent.
-		big := make([]byte, 8<<20)
-		send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{big[:4<<20], big[4<<20:]}}
-		r.Submit(send)
-		r.quiet()
+		send := r.stuckSend(fd, peer)
 		r.Cancel(send)
 		require.Equal(t, send, r.next())
 		require.Zero(t, send.Err)
 		require.Greater(t, send.N, 0)
 		require.Greater(t, r.Unsent(fd), 0)
-		got := 0
-		for buf := make([]byte, 1<<20); ; {
-			n, errno := sys.Recv(peer, buf)
-			if errno != 0 {
-				break
-			}
-			got += n
-		}
-		require.Equal(t, got, send.N)
+		require.Equal(t, send.N, drain(peer))
 
 		// What came before the cancel is delivered.
 		op := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
@@ -706,8 +721,7 @@ func TestCloseInFlight(t *testing.T) {
 		r.Submit(&loop.Op{Code: loop.Accept, FD: l})
 		fd, peer := r.pair()
 		r.Submit(&loop.Op{Code: loop.RecvMulti, FD: fd})
-		r.Submit(&loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 8<<20)}})
-		r.quiet()
+		r.stuckSend(fd, peer)
 		require.NotZero(t, r.Stats().BuffersOut)
 		r.write(peer, []byte("never delivered"))
 		require.NoError(t, r.Close())
@@ -843,19 +857,106 @@ func TestBusyLoopIsPreempted(t *testing.T) {
 	}
 }
 
+// stuckSend returns a send that the kernel holds and has done a part of. The
+// peer has read everything before it.
+func (r *rig) stuckSend(fd, peer int32) *loop.Op {
+	big := make([]byte, 8<<20)
+	n, errno := sys.Send(fd, big)
+	require.Zero(r, errno)
+	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{big[:4<<20], big[4<<20:]}}
+	r.Submit(send)
+	r.quiet()
+	got, errno := sys.Recv(peer, big)
+	require.Zero(r, errno)
+	require.Equal(r, n, got)
+	r.quiet()
+	return send
+}
+
+// drain reads what there is, and returns how much it was.
+func drain(fd int32) (got int) {
+	for buf := make([]byte, 1<<20); ; {
+		n, errno := sys.Recv(fd, buf)
+		if errno != 0 {
+			return got
+		}
+		got += n
+	}
+}
+
+// Large sends are made from Submit: what they name is still in the cache.
+func TestLargeSends(t *testing.T) {
+	everyTier(t, func(t *testing.T, c Config) {
+		r := newRig(t, c, 16<<20)
+		fd, peer := r.pair()
+		text := make([]byte, sendNowBytes)
+		for i := range text {
+			text[i] = byte(i % 251)
+		}
+		send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{text[:1000], text[1000:]}}
+		r.Submit(send)
+		got := make([]byte, len(text)+1)
+		n, errno := sys.Recv(peer, got)
+		require.Zero(t, errno)
+		require.Equal(t, text, got[:n])
+		require.True(t, send.InFlight())
+		r.Cancel(send) // too late: its result is known
+		require.Equal(t, send, r.next())
+		require.Zero(t, send.Err)
+		require.Equal(t, len(text), send.N)
+		r.quiet()
+
+		require.Zero(t, sys.Shutdown(peer, unix.SHUT_RDWR))
+		r.Submit(send)
+		require.Equal(t, send, r.next())
+		require.Equal(t, syscall.EPIPE, send.Err)
+		require.Zero(t, send.N)
+		r.CloseFD(fd)
+	})
+}
+
+// What deliver sends at once is delivered by the same Poll, so that a body that
+// is sent in parts stays in the cache; but not without end.
+func TestSendsWithinAPoll(t *testing.T) {
+	r := newRig(t, Config{}, 16<<20)
+	fd, peer := r.pair()
+	recv := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
+	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, sendNowBytes)}}
+	sends := 0
+	r.Submit(recv)
+	r.write(peer, []byte("x"))
+	deliver := func(op *loop.Op) {
+		if op == recv {
+			op.Buf.Release()
+			op.Buf = nil
+		} else {
+			sends++
+			require.Equal(t, sendNowBytes, op.N)
+			require.Equal(t, sendNowBytes, drain(peer))
+		}
+		r.Submit(send)
+	}
+	for sends == 0 {
+		require.NoError(t, r.Poll(time.Second, deliver))
+	}
+	require.Equal(t, readyRounds, sends)
+	require.NoError(t, r.Poll(-1, deliver)) // does not wait
+	require.Equal(t, readyRounds+1, sends)
+	require.NoError(t, r.Poll(-1, func(*loop.Op) {}))
+	r.CloseFD(fd)
+}
+
 // A cancel that the kernel had no operation for is tried again, if the
 // operation still waits.
 func TestCancelThatMissed(t *testing.T) {
 	r := newRig(t, Config{}, 1<<20)
-	fd, _ := r.pair()
+	fd, peer := r.pair()
 	l, _ := r.listen()
 	recv := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
-	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 8<<20)}}
 	accept := &loop.Op{Code: loop.Accept, FD: l}
-	for _, op := range []*loop.Op{recv, send, accept} {
-		r.Submit(op)
-	}
-	r.quiet()
+	r.Submit(recv)
+	r.Submit(accept)
+	send := r.stuckSend(fd, peer)
 	d := r.at(fd)
 	slot := r.at(l).acceptFirst - 1
 	missed := func() {
