@@ -79,9 +79,11 @@ func testPipe(r *rig) {
 	b, reader := r.pair()
 	go write(r, writer, pattern(0, total+more))
 	l := r.relay(a, b, total)
-	r.pollFor(2 * quiet)
+	r.until("the send to wait for room", func() bool {
+		r.pollFor(2 * quiet)
+		return l.send.InFlight()
+	})
 	require.False(r, l.done())
-	require.True(r, l.send.InFlight(), "the send waits for room")
 
 	read := make(chan []byte, 1)
 	go func() {
