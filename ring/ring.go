@@ -84,7 +84,7 @@ type desc struct {
 	attached bool
 	drained  bool // the last receive, or accept, took all there was
 	starved  bool // recv waits in a group for buffers
-	unsure   bool // in engine.unsure
+	unsure   bool // counted in engine.unsure
 	ended    bool // receiving was shut down: recv ends, whatever the kernel says
 	renew    bool // recv was cancelled to be started anew
 	// The Op waits for readiness to move bytes by a pipe.
@@ -128,7 +128,7 @@ type engine struct {
 	slotFree   int32      // slot + 1
 	ready      []*loop.Op // results known without the kernel
 	delivering []*loop.Op
-	unsure     []descRef
+	unsure     int   // descriptors that are
 	unsureAt   int64 // when to look at them, if there are any
 	polled     []unix.PollFd
 	held       int // operations the kernel has
@@ -541,16 +541,19 @@ func (e *engine) renew(fd int32, d *desc) {
 // unsureWait is how late a reset may be noticed that came with the last data.
 const unsureWait = int64(time.Second)
 
+// pollsMax is how many descriptors one poll(2) asks for.
+const pollsMax = 256
+
 // doubt notes a multishot that took all that there was.
-func (e *engine) doubt(fd int32, d *desc) {
+func (e *engine) doubt(d *desc) {
 	if d.unsure {
 		return
 	}
 	d.unsure = true
-	if len(e.unsure) == 0 {
+	if e.unsure == 0 {
 		e.unsureAt = e.now + unsureWait
 	}
-	e.unsure = append(e.unsure, descRef{fd, d.age})
+	e.unsure++
 }
 
 // lookAtUnsure finds multishots that miss the end of their connection. After
@@ -558,37 +561,45 @@ func (e *engine) doubt(fd int32, d *desc) {
 // waits for the next event; if the connection was reset, or shut down by us,
 // between the event and that result, there is none. Linux 6.18.44 errs when it
 // polls before it receives; it has a repair for the other case, which older
-// ones may lack. A FIN is told apart. One poll(2) asks for all of them, a second later: a single-shot
+// ones may lack. A FIN is told apart. A poll(2) asks for many of them, a second later: a single-shot
 // receive for each would find out by itself, and costs 0.2 us a result more.
+// They are found by a look at all descriptors: a list of them would grow as long
+// as there are connections, and its memory stay.
 func (e *engine) lookAtUnsure() {
-	e.polled = e.polled[:0]
-	for _, ref := range e.unsure {
-		d := e.descs.At(int(ref.fd))
-		if d.age != ref.age {
+	e.unsureAt = e.now + unsureWait
+	for fd := 0; e.unsure > 0 && fd < e.descs.Len(); fd++ {
+		d := e.descs.At(fd)
+		if !d.unsure {
 			continue
 		}
 		d.unsure = false
+		e.unsure--
 		if d.recv != nil && e.multishot(d.recv) {
-			e.polled = append(e.polled, unix.PollFd{Fd: ref.fd}) // asks for POLLERR and POLLHUP
+			e.polled = append(e.polled, unix.PollFd{Fd: int32(fd)}) // asks for POLLERR and POLLHUP
+		}
+		if len(e.polled) == pollsMax {
+			e.pollUnsure()
 		}
 	}
-	e.unsure = e.unsure[:0]
-	if len(e.polled) == 0 {
-		return
+	if len(e.polled) > 0 {
+		e.pollUnsure()
 	}
+}
+
+// pollUnsure renews those of e.polled whose connection has ended.
+func (e *engine) pollUnsure() {
 	e.stats.Calls++
-	if errno := sys.PollNow(e.polled); errno != 0 {
-		// No memory, at worst: they are looked at the next time.
-		for _, p := range e.polled {
-			e.doubt(p.Fd, e.descs.At(int(p.Fd)))
-		}
-		return
-	}
+	errno := sys.PollNow(e.polled)
 	for _, p := range e.polled {
-		if p.Revents != 0 {
-			e.renew(p.Fd, e.descs.At(int(p.Fd)))
+		d := e.descs.At(int(p.Fd))
+		switch {
+		case errno != 0:
+			e.doubt(d) // no memory, at worst: the next time
+		case p.Revents != 0:
+			e.renew(p.Fd, d)
 		}
 	}
+	e.polled = e.polled[:0]
 }
 
 // CloseFD closes through the ring. The number cannot be given to a new
@@ -600,6 +611,10 @@ func (e *engine) CloseFD(fd int32) {
 	}
 	d.attached = false
 	d.age++
+	if d.unsure {
+		d.unsure = false
+		e.unsure--
+	}
 	e.stats.Attached--
 	s, _ := e.entry()
 	s.PrepOperation(abi.IORING_OP_CLOSE, fd, 0, 0, 0)
@@ -671,7 +686,7 @@ func (e *engine) Poll(wait time.Duration, deliver func(*loop.Op)) error {
 			e.feed(g)
 		}
 	}
-	if len(e.unsure) > 0 {
+	if e.unsure > 0 {
 		rest := e.unsureAt - e.now
 		if rest <= 0 {
 			e.lookAtUnsure()
@@ -873,7 +888,7 @@ func (e *engine) received(g *group, fd int32, age uint32, res int32, flags uint3
 	g.brought += n
 	if more {
 		if d.drained {
-			e.doubt(fd, d)
+			e.doubt(d)
 		}
 		e.stats.Results++
 		deliver(op)
