@@ -25,6 +25,7 @@ type ringEnd struct {
 	connect loop.Op
 	receive loop.Op
 	send    loop.Op
+	what    loop.Msg    // of send
 	class   loop.Class  // of the next receive
 	queue   []ringPiece // for fd; while a send is in flight, it has the first of them
 	ending  bool
@@ -39,7 +40,7 @@ type ringPiece struct {
 // ringFloor forwards from one thread.
 type ringFloor struct {
 	engine  loop.Engine
-	backend loop.Addr
+	connect loop.Msg // to the backend
 	accepts [floorAccepts]loop.Op
 	ends    []*ringEnd // by index
 	free    []uint32
@@ -50,7 +51,7 @@ func runFloorRing(listener int, backend netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	f := &ringFloor{engine: engine, backend: loop.Addr{AddrPort: backend}}
+	f := &ringFloor{engine: engine, connect: loop.Msg{Peer: &loop.Addr{AddrPort: backend}}}
 	if err := engine.Attach(int32(listener)); err != nil {
 		return err
 	}
@@ -107,7 +108,7 @@ func (f *ringFloor) accepted(op *loop.Op) {
 		client, backend := f.newEnd(int32(op.N)), f.newEnd(-1)
 		client.peer, backend.peer = backend, client
 		c := &backend.connect
-		*c = loop.Op{Code: loop.Connect, FD: -1, Peer: &f.backend, User: loop.Token{Index: backend.index}}
+		*c = loop.Op{Code: loop.Connect, FD: -1, Msg: &f.connect, User: loop.Token{Index: backend.index}}
 		f.engine.Submit(c)
 		backend.fd = c.FD
 	}
@@ -154,7 +155,8 @@ func (f *ringFloor) push(e *ringEnd) {
 	if e.ending || e.send.InFlight() || len(e.queue) == 0 {
 		return
 	}
-	e.send = loop.Op{Code: loop.Send, FD: e.fd, User: loop.Token{Index: e.index}, Vecs: e.send.Vecs[:0]}
+	e.what.Vecs = e.what.Vecs[:0]
+	e.send = loop.Op{Code: loop.Send, FD: e.fd, User: loop.Token{Index: e.index}, Msg: &e.what}
 	for _, piece := range e.queue[:min(len(e.queue), loop.VecsMax)] {
 		e.send.Vecs = append(e.send.Vecs, piece.data)
 	}

@@ -264,7 +264,7 @@ func (e *engine) Submit(op *loop.Op) {
 	switch op.Code {
 	case loop.Accept:
 		e.begin(op, d)
-		if op.Peer != nil {
+		if op.Msg != nil {
 			*op.Peer = loop.Addr{}
 		}
 		if d.accepts == nil {

@@ -42,7 +42,7 @@ func opened(t testing.TB) (e *engine, fd, peer int32) {
 // answer that fd gives, and the receive that waits at fd in between.
 func exchanger(t testing.TB, e *engine, fd, peer int32) (exchange func(), waiting *loop.Op) {
 	recv := loop.Op{Code: loop.Recv, FD: fd, Size: loop.ClassHead}
-	send := loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{[]byte("answer")}}
+	send := loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{[]byte("answer")}}}
 	answered := 0
 	deliver := func(op *loop.Op) {
 		if op == &recv {
@@ -103,7 +103,7 @@ func BenchmarkPingPong(b *testing.B) {
 // A send to a full socket makes no call until the kernel tells of room.
 func TestCallsOfBlockedSend(t *testing.T) {
 	e, fd, peer := opened(t)
-	send := loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, 4<<20)}}
+	send := loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{make([]byte, 4<<20)}}}
 	delivered := 0
 	deliver := func(*loop.Op) { delivered++ }
 	require.NoError(t, e.Poll(0, deliver)) // learns that there is room
@@ -176,7 +176,7 @@ func TestSharedDescriptorIsQuietAfterClose(t *testing.T) {
 func TestBusyLoopLetsOthersRun(t *testing.T) {
 	e, fd, _ := opened(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	send := loop.Op{Code: loop.Send, FD: fd} // of nothing: known at once
+	send := loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{}} // of nothing: known at once
 	var ran atomic.Int64
 	go func() {
 		for range 10 {

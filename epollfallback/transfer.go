@@ -79,7 +79,7 @@ func (e *engine) tryAccept(d *desc) {
 	}
 	e.descs.At(int(fd)).writable = true
 	op := d.accepts.first()
-	if op.Peer != nil {
+	if op.Msg != nil {
 		op.Peer.AddrPort = e.address.AddrPort()
 	}
 	e.finishAccept(d, int(fd), 0)

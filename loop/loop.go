@@ -17,8 +17,8 @@ type Code uint8
 
 const (
 	// Accept takes one connection from the listener FD. On success N is the
-	// new descriptor (non-blocking, close-on-exec, attached) and Peer's
-	// AddrPort the peer's address (the zero AddrPort for unix sockets).
+	// new descriptor (non-blocking, close-on-exec, attached) and, with a Msg,
+	// Peer's AddrPort the peer's address (the zero AddrPort for unix sockets).
 	Accept Code = iota + 1
 	// Connect creates a socket and connects it to Peer. Submit sets FD
 	// (attached; TCP_NODELAY is set, and no pacing if Peer is on the
@@ -72,12 +72,8 @@ type Op struct {
 	More bool  // set by the engine before delivery. RecvMulti: the series goes on
 	FD   int32 // the descriptor; set by Submit for Connect
 	User Token // the submitter's: the object this Op serves
-	// Peer is where a Connect goes to, and where an Accept puts the peer's
-	// address, unless it is nil. It is the engine's while the Op is in flight.
-	Peer *Addr
-	Vecs [][]byte
-	Pipe *Buffer // Send: a ClassPipe buffer that holds bytes; nil: Vecs
-	Max  int32   // Recv into a pipe: the most bytes to take
+	*Msg       // of a Send, a Connect, and an Accept, which may do without
+	Max  int32 // Recv into a pipe: the most bytes to take
 
 	// Engine is the engine's own: zero when the Op is not in flight. The
 	// submitter may read it as "in flight" by InFlight and never writes it.
@@ -88,6 +84,14 @@ type Op struct {
 	N   int           // bytes moved, or the accepted descriptor
 	Err syscall.Errno // 0, or why not; ECANCELED after Cancel
 	Buf *Buffer       // receives with N > 0: the data is Buf.Bytes()[:N]; one count is handed over
+}
+
+// Msg is what only some Ops need, as msghdr in sendmsg(2). It is the engine's
+// while the Op is in flight; several Connects may share one.
+type Msg struct {
+	Peer *Addr // where a Connect goes to, and where an Accept puts the peer's address
+	Vecs [][]byte
+	Pipe *Buffer // Send: a ClassPipe buffer that holds bytes; nil: Vecs
 }
 
 // InFlight reports whether the Op was submitted and its final result is not

@@ -1,7 +1,8 @@
 package loop
 
-// chunkSize is how many elements a Table grows by.
-const chunkSize = 256
+// chunkSize is how many elements a Table grows by. Chunks so large have pages of
+// their own, of which those that nothing was written to take no memory.
+const chunkSize = 1024
 
 // Table is an array that grows, whose elements stay where they are. Growing
 // copies nothing and leaves no garbage, and at most one chunk is unused. The

@@ -22,8 +22,8 @@ const (
 // Timer is one deadline. It is embedded in the object that it serves; the zero
 // Timer is ready to use. It must not be copied while it is scheduled.
 type Timer struct {
-	User Token // the owner's: the object this Timer serves
-	Tag  uint8 // the owner's: which of the object's Timers this is
+	User uint32 // the owner's: the index of the object that this Timer serves
+	Tag  uint8  // the owner's: which of the object's Timers this is
 
 	slot       int16 // 1 + level*64 + index, or 0 when not scheduled
 	due        int64 // tick
@@ -32,6 +32,10 @@ type Timer struct {
 
 // Scheduled reports whether the Timer is to fire.
 func (t *Timer) Scheduled() bool { return t.slot != 0 }
+
+// At is when the Timer is to fire, if it is scheduled: what Schedule was told,
+// rounded up to a Tick.
+func (t *Timer) At() int64 { return t.due * int64(Tick) }
 
 // Wheel is a hierarchical timer wheel: level l has 64 slots of 64^l ticks. A
 // timer lies on the lowest level on which its tick and the wheel's differ, so

@@ -24,11 +24,11 @@ func TestWheelAgainstReference(t *testing.T) {
 		want := naive{}
 		asked := map[uint32]int64{} // when Schedule was called
 		for i := range timers {
-			timers[i].User.Index = uint32(i)
+			timers[i].User = uint32(i)
 		}
 		lastDue := int64(0)
 		fire := func(tm *loop.Timer) {
-			id := tm.User.Index
+			id := tm.User
 			at, ok := want[id]
 			require.True(t, ok, "seed %d: timer %d fired unasked", seed, id)
 			require.False(t, tm.Scheduled())
@@ -43,9 +43,9 @@ func TestWheelAgainstReference(t *testing.T) {
 				w.Schedule(tm, want[id])
 			case 1:
 				w.Stop(other)
-				delete(want, other.User.Index)
+				delete(want, other.User)
 			case 2:
-				want[other.User.Index], asked[other.User.Index] = now, now
+				want[other.User], asked[other.User] = now, now
 				w.Schedule(other, now)
 			}
 		}
@@ -54,14 +54,14 @@ func TestWheelAgainstReference(t *testing.T) {
 			case 0, 1:
 				tm := &timers[rng.IntN(len(timers))]
 				at := now + rng.Int64N(1<<rng.IntN(48)) - 2*tick
-				want[tm.User.Index], asked[tm.User.Index] = at, now
+				want[tm.User], asked[tm.User] = at, now
 				w.Schedule(tm, at)
 				require.True(t, tm.Scheduled())
 			case 2:
 				tm := &timers[rng.IntN(len(timers))]
 				w.Stop(tm)
 				require.False(t, tm.Scheduled())
-				delete(want, tm.User.Index)
+				delete(want, tm.User)
 			case 3:
 				if rng.IntN(4) == 0 { // as a loop does
 					if d := w.Next(now); d >= 0 {
@@ -149,7 +149,7 @@ func TestWheelManyTimers(t *testing.T) {
 	w := loop.NewWheel(0)
 	timers := make([]loop.Timer, 100_000)
 	for i := range timers {
-		timers[i].User.Index = uint32(i)
+		timers[i].User = uint32(i)
 		w.Schedule(&timers[i], rng.Int64N(int64(2*time.Minute)))
 	}
 	fired, now := 0, int64(0)

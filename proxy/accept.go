@@ -30,7 +30,8 @@ type listener struct {
 	port   []byte // of the address, as text
 	shared bool   // other workers accept from it, too
 	ops    [acceptsMax]loop.Op
-	peers  [acceptsMax]loop.Addr // that ops brought
+	msgs   [acceptsMax]loop.Msg  // of ops
+	peers  [acceptsMax]loop.Addr // of msgs
 
 	leaving leaving
 	took    bool   // an accept succeeded since the last look: there may be more
@@ -67,7 +68,8 @@ func (p *Proxy) Listen(id uint32, fd int32, address, root string, shared bool) e
 	}
 	l := &listener{id: id, index: uint32(index), fd: fd, root: root, port: portOf(address), shared: shared}
 	for i := range l.ops {
-		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}, Peer: &l.peers[i]}
+		l.msgs[i].Peer = &l.peers[i]
+		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}, Msg: &l.msgs[i]}
 	}
 	p.listeners[index] = l
 	p.armAccepts()

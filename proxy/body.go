@@ -91,16 +91,17 @@ func (b *body) forward(from *inQueue, to *conn, n int) {
 		to.write(http1.AppendChunkHead(to.scratch(), n))
 	}
 	if from.pieces[0].buf.IsPipe() {
+		to.rise()
 		from.pass(&to.out)
 	} else if n <= smallPiece && to.room(n) {
 		to.write(append(to.scratch(), from.front()[:n]...))
 		from.consume(n)
 	} else {
 		buf, p := from.lend(n)
-		to.out.add(buf, p)
+		to.push(buf, p)
 	}
 	if b.toChunked {
-		to.out.add(nil, crlf)
+		to.push(nil, crlf)
 	}
 }
 
@@ -157,10 +158,10 @@ func (b *body) forwardRun(from *inQueue, to *conn, run []byte) {
 	} else {
 		buf := from.pieces[0].buf
 		buf.Retain()
-		to.out.add(buf, run)
+		to.push(buf, run)
 	}
 	if b.toChunked {
-		to.out.add(nil, crlf)
+		to.push(nil, crlf)
 	}
 }
 
@@ -172,11 +173,11 @@ func (b *body) finish(to *conn) {
 	}
 	t := b.chunks.Trailers()
 	if len(t) == 0 {
-		to.out.add(nil, lastChunk)
+		to.push(nil, lastChunk)
 		return
 	}
 	// Trailers are rare enough to be copied to the heap.
-	to.out.add(nil, append(append([]byte("0\r\n"), t...), '\r', '\n'))
+	to.push(nil, append(append([]byte("0\r\n"), t...), '\r', '\n'))
 }
 
 // smallPiece is the size up to which payload is copied to be sent with what

@@ -25,7 +25,8 @@ func TestChunksFindRoom(t *testing.T) {
 	}
 	for used := 0; used <= loop.SmallBytes; used++ {
 		pool := loop.NewPool(8 << 20)
-		c := &conn{p: &Proxy{pool: pool}}
+		p := &Proxy{pool: pool}
+		c := &conn{p: p, work: &p.nothing}
 		require.True(t, c.room(used))
 		c.write(append(c.scratch(), make([]byte, used)...))
 		var in inQueue

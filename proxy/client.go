@@ -42,12 +42,19 @@ type client struct {
 	state     clientState
 	last      bool // the request said that no other follows it, and has no body
 	requests  int32
-	discarded int32      // bytes thrown away while lingering
-	unsent    int32      // what Unsent said at the last deadline of a stalled send
-	addr      netip.Addr // invalid for unix sockets
+	discarded int32    // bytes thrown away while lingering
+	unsent    int32    // what Unsent said at the last deadline of a stalled send
+	addr      [16]byte // see peer
 	listener  *listener
 	x         *exchange // from a head's first byte to its exchange's end
-	next      *client
+}
+
+// peer is the address of c's client, without the port; invalid for unix sockets.
+func (c *client) peer() netip.Addr {
+	if c.addr == [16]byte{} {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(c.addr).Unmap()
 }
 
 // lingerBytes and lingerTime bound what is discarded after the last response,
@@ -75,9 +82,9 @@ func (c *client) become(next clientState) {
 // accepted starts a connection.
 func (p *Proxy) accepted(l *listener, op *loop.Op) {
 	c := p.takeClient()
-	c.open(int32(op.N))
+	c.fd = int32(op.N)
 	c.listener = l
-	c.addr = op.Peer.AddrPort.Addr().Unmap()
+	c.addr = op.Peer.AddrPort.Addr().As16()
 	c.become(clientIdle)
 	if policy := p.snap.TLS[l.root]; policy != nil {
 		c.secure(tlsconn.Server, policy.Config).policy = policy
@@ -96,7 +103,6 @@ func (c *client) advance() {
 		case clientIdle, clientHead:
 			if c.in.empty() {
 				if !c.eof {
-					c.rest()
 					return
 				}
 				c.goodbye() // it may still be reading the last response

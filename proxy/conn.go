@@ -12,41 +12,33 @@ import (
 // descriptor, what was received and not consumed, what waits to be sent, and
 // one deadline. It moves bytes and knows no protocol; its owner decides what
 // is wanted, and settle asks the engine for it.
+//
+// Most connections rest most of the time: what only bytes on their way need is
+// in work, which a conn borrows while it has any.
 type conn struct {
-	p    *Proxy
-	self loop.Token
-	fd   int32
-
-	waits    wait
-	eof      bool // the peer's FIN was received
-	progress bool // something moved since the deadline was set
-	isClient bool
-
-	recv  loop.Op
-	batch *batch // the send in flight; nil: none is
-
-	in  inQueue
-	out outQueue
-	tls *session // nil: what is queued goes as it is
-
-	// Bytes of our own making are written into pad behind padEnd, and queued.
-	pad    *loop.Buffer
-	padEnd int
-
-	owner owner
+	p *Proxy
+	*work
+	recv loop.Op  // its User names c
+	tls  *session // nil: what is queued goes as it is
 
 	timer    loop.Timer
-	timerAt  int64 // when the timer fires, 0 if it is not scheduled
 	deadline int64 // when owner.timeout is due, 0 for never: the timer may fire earlier
 	since    int64 // when the deadline began
 
-	fault     syscall.Errno // the receive side failed
-	sendFault syscall.Errno // the send side failed: nothing more can be sent
-	dirty     bool          // in p.dirty
-	starved   bool          // in p.starved
-	abort     bool          // closing is to send a RST
-	closing   bool          // waiting for operations to come back, then freed
+	fd        int32
+	fault     fault // of the receive side
+	sendFault fault // of the send side: nothing more can be sent
+	waits     wait
+	eof       bool // the peer's FIN was received
+	progress  bool // something moved since the deadline was set
+	dirty     bool // in p.dirty
+	starved   bool // in p.starved
+	abort     bool // closing is to send a RST
+	closing   bool // waiting for operations to come back, then freed
 }
+
+// fault is the errno that one side of a connection failed with, 0 for none.
+type fault uint16
 
 // owner is what a conn carries: a client connection or a backend stream.
 type owner interface {
@@ -92,30 +84,27 @@ const (
 	tagAccept
 )
 
-// batch is one send with its vectors. It is borrowed while the send is in
-// flight, so that idle connections do not carry it.
-type batch struct {
-	op   loop.Op
-	vecs [loop.VecsMax][]byte
-	next *batch
+// work is what a conn needs while something is queued or being sent. It is given
+// back empty, with the memory of its queues, for the next conn that something
+// comes from.
+type work struct {
+	in  inQueue
+	out outQueue
+
+	// Bytes of our own making are written into pad behind padEnd, and queued.
+	pad    *loop.Buffer
+	padEnd int
+
+	send loop.Op
+	msg  loop.Msg             // of send
+	vecs [loop.VecsMax][]byte // of msg
 }
 
-// spare is the memory of two empty queues. A client that rests between
-// requests has none: the next one that something comes from takes it.
-type spare struct {
-	pieces []piece
-	segs   []segment
-}
-
-// open makes c ready for the descriptor fd.
-func (c *conn) open(fd int32) {
-	c.fd = fd
-	c.recv.User, c.recv.Tag = c.self, tagRecv
-	c.timer.User = c.self
-}
+// self names c.
+func (c *conn) self() loop.Token { return c.recv.User }
 
 // sending reports whether a send is in flight.
-func (c *conn) sending() bool { return c.batch != nil }
+func (c *conn) sending() bool { return c.send.InFlight() }
 
 // mark has c settled before the next turn.
 func (c *conn) mark() {
@@ -135,26 +124,28 @@ func (c *conn) starve() {
 
 // settle advances the owner, then asks the engine for what is wanted.
 func (c *conn) settle() {
+	o := c.owner()
 	if !c.closing {
-		c.owner.advance()
+		o.advance()
 	}
 	for c.tls != nil && !c.closing && c.tls.fill() {
-		c.owner.advance()
+		o.advance()
 	}
 	if c.closing {
 		c.reap()
 		return
 	}
-	if !c.sending() && c.queued() && c.sendFault == 0 && c.owner.wantSend() {
+	if !c.sending() && c.queued() && c.sendFault == 0 && o.wantSend() {
 		c.flush()
 	}
 	if !c.recv.InFlight() && !c.eof && c.fault == 0 && (c.tls == nil || c.tls.thirsty()) {
-		if code, class := c.owner.wantRecv(); code != 0 {
+		if code, class := o.wantRecv(); code != 0 {
 			c.recv.Code, c.recv.Size, c.recv.FD = code, class, c.fd
 			c.p.engine.Submit(&c.recv)
 		}
 	}
-	c.setDeadline()
+	c.setDeadline(o)
+	c.rest()
 }
 
 // flush sends what is queued, as much as one send takes.
@@ -166,28 +157,28 @@ func (c *conn) flush() {
 		}
 		out = &c.tls.out
 	}
-	b := c.p.takeBatch()
-	b.op.Code, b.op.Tag, b.op.FD, b.op.User = loop.Send, tagSend, c.fd, c.self
-	if b.op.Pipe = out.pipe(); b.op.Pipe == nil {
-		b.op.Vecs = b.vecs[:out.gather(&b.vecs)]
+	c.rise()
+	op := &c.send
+	op.Code, op.Tag, op.FD, op.User = loop.Send, tagSend, c.fd, c.self()
+	op.Msg = &c.msg
+	if op.Pipe = out.pipe(); op.Pipe == nil {
+		op.Vecs = c.vecs[:out.gather(&c.vecs)]
 	}
-	c.batch = b
-	c.p.engine.Submit(&b.op)
+	c.p.engine.Submit(op)
 }
 
-// rise gives a client that rested memory for its queues. A session, which has
-// queues of its own, does not rest.
+// rise gives c a work of its own, into which something may be put.
 func (c *conn) rise() {
-	if c.isClient && c.tls == nil && c.in.pieces == nil && c.out.segs == nil {
-		c.in.pieces, c.out.segs = c.p.takeSpare()
+	if c.work == &c.p.nothing {
+		c.work = c.p.takeWork()
 	}
 }
 
-// rest gives the memory of c's queues away, if nothing is in them.
+// rest gives c's work back, if nothing is in it.
 func (c *conn) rest() {
-	if c.tls == nil && c.in.pieces != nil && c.in.empty() && c.out.empty() && !c.sending() {
-		c.p.spares = append(c.p.spares, spare{c.in.pieces, c.out.segs})
-		c.in.pieces, c.out.segs = nil, nil
+	if c.work != &c.p.nothing && c.in.empty() && c.out.empty() && c.pad == nil && !c.sending() {
+		c.p.putWork(c.work)
+		c.work = &c.p.nothing
 	}
 }
 
@@ -204,7 +195,7 @@ func (c *conn) received(op *loop.Op) {
 	switch {
 	case op.Err == syscall.ECANCELED:
 	case op.Err != 0:
-		c.fault = op.Err
+		c.fault = fault(op.Err)
 	case op.N == 0 && c.tls != nil:
 		c.tls.ended = true
 		c.tls.arrived()
@@ -212,7 +203,6 @@ func (c *conn) received(op *loop.Op) {
 		c.eof = true
 	default:
 		c.progress = true
-		c.rise()
 		c.wire().add(op.Buf, op.N)
 		op.Buf = nil
 		if c.tls != nil {
@@ -223,6 +213,7 @@ func (c *conn) received(op *loop.Op) {
 
 // room makes sure that n bytes of our own making can be written.
 func (c *conn) room(n int) bool {
+	c.rise()
 	if c.pad != nil {
 		if len(c.pad.Bytes())-c.padEnd >= n {
 			return true
@@ -258,6 +249,13 @@ func (c *conn) write(b []byte) {
 	c.out.padEnd = c.padEnd
 }
 
+// push queues b, a part of buf whose one count c takes over, or with buf nil
+// bytes that live forever.
+func (c *conn) push(buf *loop.Buffer, b []byte) {
+	c.rise()
+	c.out.add(buf, b)
+}
+
 func (c *conn) dropPad() {
 	if c.pad != nil {
 		c.pad.Release()
@@ -265,13 +263,11 @@ func (c *conn) dropPad() {
 	}
 }
 
-// sent takes the result of c.batch.
+// sent takes the result of c.send.
 func (c *conn) sent(op *loop.Op) {
 	n, errno := op.N, op.Err
-	clear(op.Vecs) // those of the batch that it took
+	clear(op.Vecs) // those of c.vecs that it took
 	op.Vecs, op.Pipe = nil, nil
-	c.p.putBatch(c.batch)
-	c.batch = nil
 	if errno == 0 && c.tls != nil {
 		c.progress = true
 		c.tls.out.sent(n)
@@ -284,17 +280,17 @@ func (c *conn) sent(op *loop.Op) {
 		if c.out.empty() {
 			c.dropPad()
 		}
-		c.owner.wrote(n)
+		c.owner().wrote(n)
 	} else if !c.closing {
-		c.sendFault = errno
+		c.sendFault = fault(errno)
 	}
 	c.mark()
 }
 
 // setDeadline starts, keeps or ends the deadline. The timer itself is moved
 // only when it would fire too late, so that a request costs no timer work.
-func (c *conn) setDeadline() {
-	kind, limit := c.owner.waitsFor()
+func (c *conn) setDeadline(o owner) {
+	kind, limit := o.waitsFor()
 	if kind == waitNothing {
 		c.waits, c.deadline = kind, 0
 		return
@@ -305,23 +301,20 @@ func (c *conn) setDeadline() {
 	c.waits, c.progress = kind, false
 	c.since = c.p.now
 	c.deadline = c.p.now + limit
-	if c.timerAt == 0 || c.deadline < c.timerAt {
-		c.timerAt = c.deadline
+	if !c.timer.Scheduled() || c.deadline < c.timer.At() {
 		c.p.wheel.Schedule(&c.timer, c.deadline)
 	}
 }
 
 // fired is called when the timer fires.
 func (c *conn) fired() {
-	c.timerAt = 0
 	switch {
 	case c.deadline == 0 || c.closing:
 	case c.p.now < c.deadline:
-		c.timerAt = c.deadline
 		c.p.wheel.Schedule(&c.timer, c.deadline)
 	default:
 		c.waits, c.deadline = waitNothing, 0
-		c.owner.timeout()
+		c.owner().timeout()
 		c.mark()
 	}
 }
@@ -338,7 +331,7 @@ func (c *conn) close() {
 		c.p.engine.Abort(c.fd)
 	}
 	if c.sending() && (c.abort || c.p.engine.Shutdown(c.fd, unix.SHUT_RDWR) != 0) {
-		c.p.engine.Cancel(&c.batch.op)
+		c.p.engine.Cancel(&c.send)
 	}
 	c.p.engine.Cancel(&c.recv)
 	if !c.sending() {
@@ -353,7 +346,8 @@ func (c *conn) reap() {
 	if c.recv.InFlight() || c.sending() {
 		return // settled again by the last result
 	}
-	if s, ok := c.owner.(*stream); ok && s.connect.InFlight() {
+	o := c.owner()
+	if st, ok := o.(*stream); ok && st.connect.InFlight() {
 		return
 	}
 	if s := c.tls; s != nil {
@@ -366,18 +360,16 @@ func (c *conn) reap() {
 	c.out.drop()
 	c.in.drop()
 	c.dropPad()
-	if c.timerAt != 0 {
-		c.p.wheel.Stop(&c.timer)
-		c.timerAt = 0
-	}
+	c.rest()
+	c.p.wheel.Stop(&c.timer)
 	if c.fd >= 0 {
 		c.p.engine.CloseFD(c.fd)
 	}
 	c.fd = -1
 	c.deadline, c.waits = 0, waitNothing
 	c.eof, c.fault, c.sendFault, c.progress, c.abort, c.closing = false, 0, 0, false, false, false
-	c.self.Age++
-	c.owner.free()
+	c.recv.User.Age++
+	o.free()
 }
 
 // piece is a part of a received buffer.

@@ -94,7 +94,7 @@ func (p *Proxy) relieve() {
 			return
 		}
 		excess -= worst.memory() // comes back when the kernel has returned it
-		switch o := worst.owner.(type) {
+		switch o := worst.owner().(type) {
 		case *client:
 			o.because(message.ReasonMemory)
 			o.cut()

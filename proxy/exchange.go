@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -44,8 +45,9 @@ type exchange struct {
 	p      *Proxy
 	state  exchangeState
 	client *client
-	from   []byte  // client.addr as text; empty for unix sockets
-	stream *stream // nil before and between attempts
+	addr   netip.Addr // client.peer()
+	from   []byte     // addr as text; empty for unix sockets
+	stream *stream    // nil before and between attempts
 	route  *routeState
 
 	reqParser  http1.RequestParser
@@ -164,11 +166,11 @@ func (x *exchange) askMember() {
 	x.stream = st
 	st.begin(x)
 	x.headBuf.Retain()
-	st.out.add(x.headBuf, x.head)
+	st.push(x.headBuf, x.head)
 	if x.headRest != nil {
-		st.out.add(nil, b.hostLine)
+		st.push(nil, b.hostLine)
 		x.headBuf.Retain()
-		st.out.add(x.headBuf, x.headRest)
+		st.push(x.headBuf, x.headRest)
 	}
 	st.mark()
 	if !x.reqBody.done {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 )
@@ -22,16 +23,26 @@ func (p *Proxy) Turn(wait time.Duration) error {
 // Open is the number of connections that are open.
 func (p *Proxy) Open() (clients, streams int) { return p.clients, p.streams }
 
-// Holding is the number of conns that have memory for their queues, and that of
-// spare ones. On the loop.
-func (p *Proxy) Holding() (conns, spares int) {
+// Works is the number of conns that have a work of their own, and that of free
+// ones. On the loop.
+func (p *Proxy) Works() (conns, free int) {
 	for c := range p.adopted() {
-		if c.isClient && (c.in.pieces != nil || c.out.segs != nil) {
+		if c.work != &p.nothing {
 			conns++
 		}
 	}
-	return conns, len(p.spares)
+	return conns, len(p.freeWorks)
 }
+
+// Strayed reports whether something was put into the queues that all conns at
+// rest share. On the loop, or after it.
+func (p *Proxy) Strayed() bool {
+	w := &p.nothing
+	return w.in.pieces != nil || w.out.segs != nil || w.out.held != 0 || w.pad != nil || w.send.Code != 0
+}
+
+// ClientBytes is the memory of a client connection that rests.
+var ClientBytes = reflect.TypeFor[client]().Size()
 
 // Dump tells what every open connection waits for. On the loop.
 func (p *Proxy) Dump() string {
@@ -41,14 +52,14 @@ func (p *Proxy) Dump() string {
 			continue
 		}
 		fmt.Fprintf(&b, "%d fd %d recv %v send %v in %d out %d held %d eof %v fault %d %d waits %d closing %v ",
-			c.self.Index, c.fd, c.recv.InFlight(), c.sending(), len(c.in.pieces), len(c.out.segs)-c.out.head,
+			c.self().Index, c.fd, c.recv.InFlight(), c.sending(), len(c.in.pieces), len(c.out.segs)-c.out.head,
 			c.out.held, c.eof, c.fault, c.sendFault, c.waits, c.closing)
 		var x *exchange
-		if cl, ok := c.owner.(*client); ok {
+		if cl, ok := c.owner().(*client); ok {
 			x = cl.x
 			fmt.Fprintf(&b, "client state %d\n", cl.state)
 		} else {
-			st := c.owner.(*stream)
+			st := c.owner().(*stream)
 			x = st.x
 			fmt.Fprintf(&b, "stream state %d connect %v answered %v written %d\n", st.state, st.connect.InFlight(), st.answered, st.written)
 		}

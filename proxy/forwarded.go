@@ -13,11 +13,11 @@ import (
 
 // trusted reports whether the client's forwarding fields are believed.
 func (x *exchange) trusted() bool {
-	if !x.client.addr.IsValid() {
+	if !x.addr.IsValid() {
 		return x.route.spec.TrustedUnix
 	}
 	for _, p := range x.route.spec.TrustedProxies {
-		if p.Contains(x.client.addr) {
+		if p.Contains(x.addr) {
 			return true
 		}
 	}
@@ -100,9 +100,9 @@ func (x *exchange) appendRFC7239(b []byte, trusted bool) []byte {
 		b = appendList(b, req, message.FieldForwarded)
 	}
 	switch {
-	case !c.addr.IsValid():
+	case !x.addr.IsValid():
 		b = append(b, "for=unknown"...)
-	case c.addr.Is4():
+	case x.addr.Is4():
 		b = append(b, "for="...)
 		b = append(b, x.from...)
 	default:

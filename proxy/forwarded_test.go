@@ -14,7 +14,7 @@ import (
 func TestForwardedOfIPv6Clients(t *testing.T) {
 	var p http1.RequestParser
 	x := &exchange{client: &client{listener: &listener{port: portOf("[::1]:8080")}}, route: &routeState{spec: new(RouteSpec)}}
-	x.client.addr = netip.MustParseAddr("2001:db8::1")
+	x.client.addr = netip.MustParseAddr("2001:db8::1").As16()
 	x.take(x.client)
 	_, err := p.Parse(&x.req, []byte("GET / HTTP/1.1\r\nHost: cup.test\r\n\r\n"), nil)
 	require.NoError(t, err)
@@ -25,7 +25,8 @@ func TestForwardedOfIPv6Clients(t *testing.T) {
 
 	x.route.spec.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}
 	require.True(t, x.trusted())
-	x.client.addr = netip.MustParseAddr("2001:db9::1")
+	x.client.addr = netip.MustParseAddr("2001:db9::1").As16()
+	x.take(x.client)
 	require.False(t, x.trusted())
 	require.Empty(t, portOf("unix:/run/x:80"))
 }

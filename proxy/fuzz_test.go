@@ -691,6 +691,8 @@ func (p *play) left() error {
 	case p.page.Routes[0].InFlight != 0 || p.page.Backends[0].InFlight != 0 || p.counters.Snapshots != 1:
 		return fmt.Errorf("left: %d exchanges of the route, %d of the backend, %d snapshots",
 			p.page.Routes[0].InFlight, p.page.Backends[0].InFlight, p.counters.Snapshots)
+	case p.proxy.Strayed():
+		return errors.New("something is queued for connections that rest")
 	case p.counters.Quarantined != 0:
 		return fmt.Errorf("quarantined: %d", p.counters.Quarantined)
 	}

@@ -50,8 +50,10 @@ type Proxy struct {
 	snaps    []*Snapshot      // that are held, the oldest first, snap the last
 	backends map[int]*backend // by row, those that snap names
 
-	conns        loop.Table[*conn] // by index
-	made         int               // conns in it
+	clientTable  loop.Table[client] // by index
+	streamTable  loop.Table[stream] // by index without streamIndex
+	clientsMade  int                // in clientTable
+	streamsMade  int                // in streamTable
 	dirty        []*conn
 	starved      []*conn       // waiting for memory: looked at with the next tick
 	shaking      []*session    // handshakes that can go on
@@ -64,11 +66,11 @@ type Proxy struct {
 	clients      int           // client connections open
 	streams      int           // backend connections open
 
-	freeClients   *client
+	freeClients   []*client
 	freeStreams   *stream
 	freeExchanges *exchange
-	freeBatches   *batch
-	spares        []spare
+	freeWorks     []*work
+	nothing       work // of conns that rest: always empty
 
 	listeners    []*listener // by index; nil places are free
 	acceptsArmed int
@@ -284,7 +286,7 @@ const cutGrace = int64(100e6)
 func (p *Proxy) cutAll() int {
 	n := 0
 	for c := range p.adopted() {
-		if cl, ok := c.owner.(*client); ok && cl.state != clientFree && cl.state != clientClosing {
+		if cl, ok := c.owner().(*client); ok && cl.state != clientFree && cl.state != clientClosing {
 			cl.because(message.ReasonDraining)
 			cl.cut()
 			n++
@@ -318,21 +320,21 @@ func (p *Proxy) deliver(op *loop.Op) {
 		p.settle()
 		return
 	}
-	c := *p.conns.At(int(op.User.Index))
-	if c.self.Age != op.User.Age {
+	c := p.conn(op.User.Index)
+	if c.self().Age != op.User.Age {
 		p.quarantine("result", int(op.Tag), int(op.Code))
 		return
 	}
 	switch op.Tag {
 	case tagRecv:
-		if c.isClient {
+		if c.isClient() {
 			p.counters.BytesIn += uint64(max(op.N, 0))
 		}
 		c.received(op)
 	case tagSend:
 		c.sent(op)
 	case tagConnect:
-		c.owner.(*stream).connected(op)
+		c.owner().(*stream).connected(op)
 	}
 	p.settle()
 }
@@ -352,9 +354,7 @@ func (p *Proxy) settle() {
 func (p *Proxy) fire(t *loop.Timer) {
 	switch t.Tag {
 	case timerConn:
-		if c := *p.conns.At(int(t.User.Index)); c.self.Age == t.User.Age {
-			c.fired()
-		}
+		p.conn(t.User).fired()
 	case timerAccept:
 		p.acceptPaused = false
 		p.armAccepts()
@@ -373,9 +373,10 @@ func (p *Proxy) fire(t *loop.Timer) {
 	p.settle()
 }
 
-// tickTime is how often a busy loop does its housekeeping. An idle one does
+// tickTime is how often a busy loop does its housekeeping, and twice that how
+// soon it gives memory back when nothing moves any more. An idle one does
 // none.
-const tickTime = int64(1e9)
+const tickTime = int64(400e6)
 
 // keepTicking sees to it that the housekeeping is done within a tick.
 func (p *Proxy) keepTicking() {
@@ -418,7 +419,7 @@ func (p *Proxy) maintain() {
 }
 
 // Publish copies the engine's and the pool's numbers to the shared counters. A
-// busy loop does so once a second, and once more when it has nothing to do. On
+// busy loop does so with every tick, and once more when it has nothing to do. On
 // the loop's thread.
 func (p *Proxy) Publish() {
 	s := p.engine.Stats()
@@ -451,31 +452,63 @@ func (p *Proxy) date() []byte {
 	return p.dateText
 }
 
-// adopt gives a new conn its place in the table.
-func (p *Proxy) adopt(c *conn, o owner) {
-	c.p, c.owner, c.fd = p, o, -1
-	c.self = loop.Token{Index: uint32(p.made), Age: 1}
-	p.made++
-	p.conns.Grow(p.made)
-	*p.conns.At(int(c.self.Index)) = c
+// streamIndex is set in the indexes of streams.
+const streamIndex = 1 << 31
+
+// conn returns the conn with the index.
+func (p *Proxy) conn(index uint32) *conn {
+	if index&streamIndex != 0 {
+		return &p.streamTable.At(int(index &^ streamIndex)).conn
+	}
+	return &p.clientTable.At(int(index)).conn
+}
+
+// isClient reports whether c is of a client.
+func (c *conn) isClient() bool { return c.self().Index&streamIndex == 0 }
+
+// owner is what c is a part of.
+func (c *conn) owner() owner {
+	index := c.self().Index
+	if index&streamIndex != 0 {
+		return c.p.streamTable.At(int(index &^ streamIndex))
+	}
+	return c.p.clientTable.At(int(index))
+}
+
+// adopt makes the conn of a new element of a table.
+func (p *Proxy) adopt(c *conn, index uint32) {
+	c.p, c.work, c.fd = p, &p.nothing, -1
+	c.recv.User, c.recv.Tag = loop.Token{Index: index, Age: 1}, tagRecv
+	c.timer.User = index
 }
 
 // adopted goes through all conns, those in the free lists among them.
 func (p *Proxy) adopted() iter.Seq[*conn] {
 	return func(yield func(*conn) bool) {
-		for i := 0; i < p.made && yield(*p.conns.At(i)); i++ {
+		for i := range p.clientsMade {
+			if !yield(&p.clientTable.At(i).conn) {
+				return
+			}
+		}
+		for i := range p.streamsMade {
+			if !yield(&p.streamTable.At(i).conn) {
+				return
+			}
 		}
 	}
 }
 
 func (p *Proxy) takeClient() *client {
-	c := p.freeClients
-	if c == nil {
-		c = &client{}
-		c.isClient = true
-		p.adopt(&c.conn, c)
+	var c *client
+	if n := len(p.freeClients); n > 0 {
+		c = p.freeClients[n-1]
+		p.freeClients = p.freeClients[:n-1]
 	} else {
-		p.freeClients, c.next = c.next, nil
+		index := p.clientsMade
+		p.clientsMade++
+		p.clientTable.Grow(p.clientsMade)
+		c = p.clientTable.At(index)
+		p.adopt(&c.conn, uint32(index))
 	}
 	p.clients++
 	p.rows.Load.Clients.Add(1)
@@ -485,7 +518,7 @@ func (p *Proxy) takeClient() *client {
 
 func (p *Proxy) putClient(c *client) {
 	c.requests, c.discarded, c.unsent, c.last = 0, 0, 0, false
-	c.next, p.freeClients = p.freeClients, c
+	p.freeClients = append(p.freeClients, c)
 	p.clients--
 	p.rows.Load.Clients.Add(-1)
 	p.counters.Connections = uint64(p.clients)
@@ -497,8 +530,11 @@ func (p *Proxy) putClient(c *client) {
 func (p *Proxy) takeStream() *stream {
 	st := p.freeStreams
 	if st == nil {
-		st = &stream{}
-		p.adopt(&st.conn, st)
+		index := p.streamsMade
+		p.streamsMade++
+		p.streamTable.Grow(p.streamsMade)
+		st = p.streamTable.At(index)
+		p.adopt(&st.conn, uint32(index)|streamIndex)
 	} else {
 		p.freeStreams, st.next = st.next, nil
 	}
@@ -526,9 +562,9 @@ func (p *Proxy) takeExchange(c *client) *exchange {
 // take makes c the client of x. The text of its address is made for each
 // request: a connection that rests need not keep it.
 func (x *exchange) take(c *client) {
-	x.client, x.from = c, x.from[:0]
-	if c.addr.IsValid() {
-		x.from = c.addr.AppendTo(x.from)
+	x.client, x.addr, x.from = c, c.peer(), x.from[:0]
+	if x.addr.IsValid() {
+		x.from = x.addr.AppendTo(x.from)
 	}
 }
 
@@ -551,28 +587,15 @@ func (p *Proxy) putExchange(x *exchange) {
 	x.next, p.freeExchanges = p.freeExchanges, x
 }
 
-// takeSpare returns memory for queues, or nothing if it has to be made.
-func (p *Proxy) takeSpare() ([]piece, []segment) {
-	n := len(p.spares)
+func (p *Proxy) takeWork() *work {
+	n := len(p.freeWorks)
 	if n == 0 {
-		return nil, nil
+		return &work{}
 	}
-	s := p.spares[n-1]
-	p.spares[n-1] = spare{}
-	p.spares = p.spares[:n-1]
-	return s.pieces, s.segs
+	w := p.freeWorks[n-1]
+	p.freeWorks = p.freeWorks[:n-1]
+	return w
 }
 
-func (p *Proxy) takeBatch() *batch {
-	b := p.freeBatches
-	if b == nil {
-		return &batch{}
-	}
-	p.freeBatches, b.next = b.next, nil
-	return b
-}
-
-// putBatch takes back a batch whose send is delivered and names nothing more.
-func (p *Proxy) putBatch(b *batch) {
-	b.next, p.freeBatches = p.freeBatches, b
-}
+// putWork takes back a work that nothing is in.
+func (p *Proxy) putWork(w *work) { p.freeWorks = append(p.freeWorks, w) }

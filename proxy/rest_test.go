@@ -9,10 +9,17 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cloud-cup/cloud-cup/proxy"
 )
 
-// Clients that rest between requests have no memory for their queues: a few
-// serve all of them.
+// There are ten thousands of clients that rest: they are three lines of a cache.
+func TestClientBytes(t *testing.T) {
+	require.LessOrEqual(t, proxy.ClientBytes, uintptr(3*64))
+}
+
+// Connections that rest between requests have no memory for their queues: what
+// one request needs serves all of them.
 func TestRest(t *testing.T) {
 	each(t, func(t *testing.T, engine string) {
 		r := start(t, engine, to(serve(t, echo)), nil)
@@ -31,9 +38,9 @@ func TestRest(t *testing.T) {
 				require.NoError(t, err)
 				readAll(t, res)
 				require.Eventually(t, func() bool {
-					conns, spares := -1, -1
-					r.onLoop(func() { conns, spares = r.proxy.Holding() })
-					return conns == 0 && spares == 1
+					conns, free := -1, -1
+					r.onLoop(func() { conns, free = r.proxy.Works() })
+					return conns == 0 && free <= 2
 				}, patience, time.Millisecond)
 			}
 		}

@@ -150,6 +150,9 @@ func (r *rig) checkGauges() {
 			r.t.Errorf("%d exchanges of route %d are under way in the end", n, i)
 		}
 	}
+	if r.proxy.Strayed() {
+		r.t.Error("something is queued for connections that rest")
+	}
 	idle := uint64(0)
 	for i := range rowsGiven.Load() + 1 {
 		g := &r.page.Backends[i].BackendGauges

@@ -102,6 +102,7 @@ func (c *conn) wire() *inQueue {
 	if c.tls != nil {
 		return &c.tls.in
 	}
+	c.rise()
 	return &c.in
 }
 
@@ -119,7 +120,7 @@ func (c *conn) pending() bool { return c.queued() || c.sending() }
 func (c *conn) endSession() bool {
 	if s := c.tls; s != nil && s.up && !s.closed && !c.pending() {
 		if s.tls.CloseWrite() != nil {
-			c.sendFault = syscall.EPIPE
+			c.sendFault = fault(syscall.EPIPE)
 		}
 		s.closed = true
 		c.mark()
@@ -298,7 +299,7 @@ func (s *session) shake() {
 		s.forgetTaken()
 		c.progress = true
 		c.p.counters.Handshakes++
-		if c.isClient {
+		if c.isClient() {
 			s.identify()
 		}
 	case err == tlsconn.ErrAgain && (!s.short || s.tls.Busy()):
@@ -334,15 +335,15 @@ func (s *session) refuse(err error) {
 	c := s.c
 	s.closed = true
 	c.p.counters.HandshakesFailed++
-	if !c.isClient {
+	if !c.isClient() {
 		if s.short {
-			c.fault = syscall.ENOMEM
+			c.fault = fault(syscall.ENOMEM)
 			return
 		}
-		c.owner.(*stream).broke(err)
+		c.owner().(*stream).broke(err)
 		return
 	}
-	cl := c.owner.(*client)
+	cl := c.owner().(*client)
 	s.leave()
 	var header tls.RecordHeaderError
 	switch {
@@ -365,6 +366,7 @@ func (s *session) refuse(err error) {
 func (s *session) leave() {
 	c := s.c
 	c.eof = c.eof || s.ended
+	c.rise()
 	c.out.drop()
 	c.out.join(&s.out)
 	s.drop()
@@ -390,7 +392,7 @@ func (s *session) fill() bool {
 	if !s.up || s.dry || c.eof || c.fault != 0 || s.out.held > repliesHeld {
 		return false
 	}
-	code, class := c.owner.wantRecv()
+	code, class := c.owner().wantRecv()
 	if code == 0 {
 		return false
 	}
@@ -407,6 +409,7 @@ func (s *session) fill() bool {
 	}
 	if n > 0 {
 		c.progress = true
+		c.rise()
 		c.in.add(buf, n)
 	} else {
 		buf.Release()
@@ -415,16 +418,16 @@ func (s *session) fill() bool {
 	case err == nil:
 	case err == tlsconn.ErrAgain:
 		s.dry = true
-	case err == io.EOF, err == tlsconn.ErrTruncated && c.isClient: // requests tell their own end
+	case err == io.EOF, err == tlsconn.ErrTruncated && c.isClient(): // requests tell their own end
 		c.eof = true
-	case c.isClient:
+	case c.isClient():
 		s.leave()
-		c.owner.(*client).violated()
+		c.owner().(*client).violated()
 		return true
 	case err == tlsconn.ErrTruncated:
-		c.fault = syscall.ECONNRESET
+		c.fault = fault(syscall.ECONNRESET)
 	default:
-		c.owner.(*stream).broke(err)
+		c.owner().(*stream).broke(err)
 	}
 	return n > 0 || c.eof || c.fault != 0
 }
@@ -460,7 +463,7 @@ func (s *session) sealBuffer() bool {
 		most -= most / 8 // a smaller buffer than was asked for
 	}
 	if err := s.write(most); err != nil || s.short {
-		c.sendFault = syscall.EPIPE
+		c.sendFault = fault(syscall.EPIPE)
 	}
 	return true
 }
@@ -495,7 +498,7 @@ func (s *session) write(n int) error {
 			plain = plain[:0]
 		}
 	}
-	c.owner.wrote(n)
+	c.owner().wrote(n)
 	return nil
 }
 

@@ -68,6 +68,7 @@ type backend struct {
 	p        *Proxy
 	name     string
 	addr     loop.Addr
+	to       loop.Msg // of connects: names addr
 	row      *shm.BackendRow
 	stats    *shm.BackendStats // this worker's
 	hostLine []byte            // its Host field, for routes that send it
@@ -79,10 +80,12 @@ type backend struct {
 }
 
 func (p *Proxy) newBackend(m *memberSpec) *backend {
-	return &backend{
+	b := &backend{
 		p: p, name: m.name(), addr: m.addr, row: &p.rows.Rows[m.row], stats: &p.page.Backends[m.row],
 		hostLine: []byte("Host: " + hostOf(m.host) + "\r\n"),
 	}
+	b.to.Peer = &b.addr
+	return b
 }
 
 // disabled reports whether no connection to b may be kept.
@@ -151,9 +154,9 @@ func (b *backend) dial() *stream {
 	st.backend = b
 	st.reused = false
 	st.become(streamConnect)
-	st.connect = loop.Op{Code: loop.Connect, Tag: tagConnect, User: st.self, Peer: &b.addr, FD: -1}
+	st.connect = loop.Op{Code: loop.Connect, Tag: tagConnect, User: st.self(), Msg: &b.to, FD: -1}
 	b.p.engine.Submit(&st.connect)
-	st.open(st.connect.FD)
+	st.fd = st.connect.FD
 	b.p.counters.BackendConnects++
 	b.stats.Connects++
 	return st
@@ -186,7 +189,7 @@ func (st *stream) become(next streamState) {
 			st.backend.unlink(st)
 		}
 	}
-	if next == streamClosing && st.tls != nil && (st.state == streamIdle || st.fault == syscall.EPROTO) {
+	if next == streamClosing && st.tls != nil && (st.state == streamIdle || st.fault == fault(syscall.EPROTO)) {
 		st.tls.partWith(st.state == streamIdle && st.fault == 0)
 	}
 	st.state = next
@@ -240,16 +243,16 @@ func (b *backend) tell(err error) {
 // failed: the handshake, or what came after it. In TLS 1.3 a backend that does
 // not like our certificate says so behind the handshake.
 func (st *stream) broke(err error) {
-	st.fault = syscall.EPROTO
+	st.fault = fault(syscall.EPROTO)
 	st.backend.tell(err)
 }
 
 // lostReason is why a stream has ended before the head of a response came.
 func (st *stream) lostReason() message.Reason {
 	switch {
-	case st.fault == syscall.ENOMEM:
+	case st.fault == fault(syscall.ENOMEM):
 		return message.ReasonMemory
-	case st.state == streamHandshake, st.fault == syscall.EPROTO && !st.reused:
+	case st.state == streamHandshake, st.fault == fault(syscall.EPROTO) && !st.reused:
 		return message.ReasonBackendTLS
 	}
 	return message.ReasonBackendReset
@@ -266,7 +269,7 @@ func (st *stream) advance() {
 	case streamHandshake:
 		switch {
 		case st.fault != 0 || st.sendFault != 0:
-			st.backend.tell(cmp.Or(st.fault, st.sendFault)) // unless broke has just done so
+			st.backend.tell(syscall.Errno(cmp.Or(st.fault, st.sendFault))) // unless broke has just done so
 			st.x.attemptFailed(st.lostReason(), balance.Refused)
 		case st.tls.up:
 			st.x.rec.connected = st.p.now

@@ -984,7 +984,7 @@ func (e *engine) accepted(index int32, age uint32, res int32, flags uint32, deli
 	}
 	op := slot.op
 	op.N, op.Err = n, errno
-	if op.Peer != nil {
+	if op.Msg != nil {
 		*op.Peer = loop.Addr{}
 		if errno == 0 {
 			op.Peer.AddrPort = slot.area.addr.AddrPort()

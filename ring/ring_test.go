@@ -121,9 +121,9 @@ func TestEcho(t *testing.T) {
 		require.NoError(t, unix.SetNonblock(int(lfd), true))
 		require.NoError(t, r.Attach(lfd))
 
-		accept := &loop.Op{Code: loop.Accept, FD: lfd, Peer: &loop.Addr{}}
+		accept := &loop.Op{Code: loop.Accept, FD: lfd, Msg: &loop.Msg{Peer: &loop.Addr{}}}
 		r.Submit(accept)
-		connect := &loop.Op{Code: loop.Connect, Peer: &loop.Addr{AddrPort: l.Addr().(*net.TCPAddr).AddrPort()}}
+		connect := &loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: &loop.Addr{AddrPort: l.Addr().(*net.TCPAddr).AddrPort()}}}
 		r.Submit(connect)
 		require.True(t, connect.InFlight())
 		require.ElementsMatch(t, []*loop.Op{accept, connect}, []*loop.Op{r.next(), r.next()})
@@ -137,13 +137,13 @@ func TestEcho(t *testing.T) {
 		recv := &loop.Op{Code: loop.RecvMulti, FD: server}
 		r.Submit(recv)
 		r.quiet()
-		send := &loop.Op{Code: loop.Send, FD: connect.FD, Vecs: [][]byte{[]byte("hello "), []byte("world")}}
+		send := &loop.Op{Code: loop.Send, FD: connect.FD, Msg: &loop.Msg{Vecs: [][]byte{[]byte("hello "), []byte("world")}}}
 		r.Submit(send)
 		require.ElementsMatch(t, []*loop.Op{send, recv}, []*loop.Op{r.next(), r.next()})
 		require.Equal(t, 11, send.N)
 		require.Equal(t, "hello world", string(recv.Buf.Bytes()[:recv.N]))
 
-		back := &loop.Op{Code: loop.Send, FD: server, Vecs: [][]byte{recv.Buf.Bytes()[:recv.N]}}
+		back := &loop.Op{Code: loop.Send, FD: server, Msg: &loop.Msg{Vecs: [][]byte{recv.Buf.Bytes()[:recv.N]}}}
 		r.Submit(back)
 		body := &loop.Op{Code: loop.Recv, Size: loop.ClassBody, FD: connect.FD}
 		r.Submit(body)
@@ -408,7 +408,7 @@ func TestAcceptOrder(t *testing.T) {
 		const n = acceptsMapped + 10
 		var accepts [n]loop.Op
 		for i := range accepts {
-			accepts[i] = loop.Op{Code: loop.Accept, FD: l, Peer: &loop.Addr{}}
+			accepts[i] = loop.Op{Code: loop.Accept, FD: l, Msg: &loop.Msg{Peer: &loop.Addr{}}}
 			r.Submit(&accepts[i])
 		}
 		r.quiet()
@@ -420,7 +420,7 @@ func TestAcceptOrder(t *testing.T) {
 		var fds []int32
 		var connects [n]loop.Op
 		for i := range connects {
-			connects[i] = loop.Op{Code: loop.Connect, Peer: to}
+			connects[i] = loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: to}}
 			r.Submit(&connects[i])
 			fds = append(fds, connects[i].FD)
 		}
@@ -453,7 +453,7 @@ func TestAcceptLate(t *testing.T) {
 		for range 3 {
 			var connects [3]loop.Op
 			for i := range connects {
-				connects[i] = loop.Op{Code: loop.Connect, Peer: to}
+				connects[i] = loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: to}}
 				r.Submit(&connects[i])
 			}
 			for left := len(connects); left > 0; {
@@ -555,7 +555,7 @@ func TestConnectFails(t *testing.T) {
 			{loop.Addr{Path: string(make([]byte, 200))}, syscall.ENAMETOOLONG, false},
 			{loop.Addr{}, syscall.EDESTADDRREQ, false},
 		} {
-			op := &loop.Op{Code: loop.Connect, Peer: &c.to}
+			op := &loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: &c.to}}
 			r.Submit(op)
 			require.Empty(t, r.done, "nothing is delivered by Submit")
 			if !c.fd {
@@ -569,7 +569,7 @@ func TestConnectFails(t *testing.T) {
 			}
 		}
 		// An address nobody answers for: connecting goes on until cancelled.
-		op := &loop.Op{Code: loop.Connect, Peer: &loop.Addr{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")}}
+		op := &loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: &loop.Addr{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")}}}
 		full, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
 		defer unix.Close(full)
@@ -578,7 +578,7 @@ func TestConnectFails(t *testing.T) {
 		sa, err := unix.Getsockname(full)
 		require.NoError(t, err)
 		op.Peer.AddrPort = netip.AddrPortFrom(op.Peer.AddrPort.Addr(), uint16(sa.(*unix.SockaddrInet4).Port))
-		first := &loop.Op{Code: loop.Connect, Peer: op.Peer} // fills the backlog
+		first := &loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: op.Peer}} // fills the backlog
 		r.Submit(first)
 		require.Equal(t, first, r.next())
 		r.Submit(op)
@@ -672,7 +672,7 @@ func TestQueueFull(t *testing.T) {
 		const n = 100
 		var ops [n]loop.Op
 		for i := range ops {
-			ops[i] = loop.Op{Code: loop.Send, Vecs: [][]byte{{byte(i)}, {byte(i + 1)}}}
+			ops[i] = loop.Op{Code: loop.Send, Msg: &loop.Msg{Vecs: [][]byte{{byte(i)}, {byte(i + 1)}}}}
 			var peer int32
 			ops[i].FD, peer = r.pair()
 			r.Submit(&ops[i])
@@ -741,7 +741,7 @@ func pingPong(r *rig, recvCode loop.Code) func() {
 	for i, fd := range p {
 		require.NoError(r, r.Attach(int32(fd)))
 		recv[i] = loop.Op{Code: recvCode, Size: loop.ClassHead, FD: int32(fd), Tag: uint8(i)}
-		send[i] = loop.Op{Code: loop.Send, FD: int32(fd), Vecs: vecs[i]}
+		send[i] = loop.Op{Code: loop.Send, FD: int32(fd), Msg: &loop.Msg{Vecs: vecs[i]}}
 		r.Submit(&recv[i])
 	}
 	r.Cleanup(func() {
@@ -789,7 +789,7 @@ func TestNoAllocations(t *testing.T) {
 			r := newRig(t, c, 16<<20)
 			l, to := r.listen()
 			accept := &loop.Op{Code: loop.Accept, FD: l}
-			connect := &loop.Op{Code: loop.Connect, Peer: to}
+			connect := &loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: to}}
 			exchange := pingPong(r, code)
 			require.Zero(t, testing.AllocsPerRun(200, func() {
 				r.done = r.done[:0]
@@ -863,7 +863,7 @@ func (r *rig) stuckSend(fd, peer int32) *loop.Op {
 	big := make([]byte, 8<<20)
 	n, errno := sys.Send(fd, big)
 	require.Zero(r, errno)
-	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{big[:4<<20], big[4<<20:]}}
+	send := &loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{big[:4<<20], big[4<<20:]}}}
 	r.Submit(send)
 	r.quiet()
 	got, errno := sys.Recv(peer, big)
@@ -893,7 +893,7 @@ func TestLargeSends(t *testing.T) {
 		for i := range text {
 			text[i] = byte(i % 251)
 		}
-		send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{text[:1000], text[1000:]}}
+		send := &loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{text[:1000], text[1000:]}}}
 		r.Submit(send)
 		got := make([]byte, len(text)+1)
 		n, errno := sys.Recv(peer, got)
@@ -921,7 +921,7 @@ func TestSendsWithinAPoll(t *testing.T) {
 	r := newRig(t, Config{}, 16<<20)
 	fd, peer := r.pair()
 	recv := &loop.Op{Code: loop.Recv, Size: loop.ClassHead, FD: fd}
-	send := &loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{make([]byte, sendNowBytes)}}
+	send := &loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{make([]byte, sendNowBytes)}}}
 	sends := 0
 	r.Submit(recv)
 	r.write(peer, []byte("x"))
@@ -1133,7 +1133,7 @@ func BenchmarkReceive(b *testing.B) {
 				fd, peer := r.tcpPair()
 				require.NoError(b, r.Attach(peer))
 				recv[i] = loop.Op{Code: loop.RecvMulti, FD: fd, User: loop.Token{Index: uint32(i)}}
-				send[i] = loop.Op{Code: loop.Send, FD: peer, Vecs: [][]byte{make([]byte, 100)}}
+				send[i] = loop.Op{Code: loop.Send, FD: peer, Msg: &loop.Msg{Vecs: [][]byte{make([]byte, 100)}}}
 				r.Submit(&recv[i])
 			}
 			got := 0

@@ -286,7 +286,7 @@ func (r *rig) pump(from, to int32, total int) {
 		}
 	}
 	r.startAs(recv, loop.Op{Code: loop.Recv, FD: to, Size: loop.ClassBody})
-	r.startAs(send, loop.Op{Code: loop.Send, FD: from, Vecs: cut(text, 3)})
+	r.startAs(send, loop.Op{Code: loop.Send, FD: from, Msg: &loop.Msg{Vecs: cut(text, 3)}})
 	r.until("all bytes", func() bool { return got == total && sent == total })
 }
 

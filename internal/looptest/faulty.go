@@ -143,7 +143,7 @@ func (e *FaultyEngine) Submit(op *loop.Op) {
 			return
 		}
 		if op.Pipe == nil && e.happens(e.Rates.Short) {
-			s.inner.Vecs = e.shorten(op.Vecs)
+			s.inner.Msg = &loop.Msg{Vecs: e.shorten(op.Vecs)}
 		}
 	}
 	e.forward(s)

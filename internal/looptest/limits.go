@@ -195,7 +195,7 @@ func testGreedy(r *rig) {
 	}
 	r.startAs(k, loop.Op{Code: loop.RecvMulti, FD: greedyFD})
 	r.startAs(in, loop.Op{Code: loop.Recv, FD: ballFD, Size: loop.ClassHead})
-	out.Op = loop.Op{Code: loop.Send, FD: ballFD, Vecs: [][]byte{{1}}}
+	out.Op = loop.Op{Code: loop.Send, FD: ballFD, Msg: &loop.Msg{Vecs: [][]byte{{1}}}}
 	out.User = loop.Token{Index: uint32(len(r.tasks)), Age: 7}
 	r.tasks = append(r.tasks, out)
 
@@ -404,9 +404,9 @@ func testAllocations(r *rig) {
 
 	// Plain Ops, as the suite's own records allocate.
 	text := make([]byte, 1000)
-	send := loop.Op{Code: loop.Send, FD: a, Vecs: [][]byte{text[:10], text[10:]}}
+	send := loop.Op{Code: loop.Send, FD: a, Msg: &loop.Msg{Vecs: [][]byte{text[:10], text[10:]}}}
 	recv := loop.Op{Code: loop.Recv, FD: b, Size: loop.ClassHead}
-	answer := loop.Op{Code: loop.Send, FD: b, Vecs: [][]byte{text}}
+	answer := loop.Op{Code: loop.Send, FD: b, Msg: &loop.Msg{Vecs: [][]byte{text}}}
 	multi := loop.Op{Code: loop.RecvMulti, FD: a}
 	results := 0
 	deliver := func(op *loop.Op) {
@@ -446,7 +446,7 @@ func testAllocations(r *rig) {
 	// Connections that come and go.
 	l, addr = r.listen(16)
 	peer := loop.Addr{AddrPort: addr}
-	connect := loop.Op{Code: loop.Connect, Peer: &peer}
+	connect := loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: &peer}}
 	accept := loop.Op{Code: loop.Accept, FD: l}
 	cycle := func() {
 		results = 0

@@ -35,7 +35,7 @@ func (l *relay) received(res result) {
 	require.Zero(l.r, res.err)
 	require.Positive(l.r, res.n)
 	l.left -= res.n
-	op := loop.Op{Code: loop.Send, FD: l.to}
+	op := loop.Op{Code: loop.Send, FD: l.to, Msg: &loop.Msg{}}
 	if l.buf.IsPipe() {
 		op.Pipe = l.buf
 	} else {
@@ -225,7 +225,7 @@ func testPipeReset(r *rig) {
 	require.NoError(r, reader.Close())
 	k = r.recv(b)
 	require.Equal(r, syscall.ECONNRESET, r.result(k).err)
-	k = r.start(loop.Op{Code: loop.Send, FD: b, Pipe: pipe})
+	k = r.start(loop.Op{Code: loop.Send, FD: b, Msg: &loop.Msg{Pipe: pipe}})
 	require.Equal(r, syscall.EPIPE, r.result(k).err)
 	pipe.Release()
 	r.close(a, b)

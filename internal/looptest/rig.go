@@ -134,15 +134,15 @@ func (r *rig) recvMulti(fd int32) *task {
 }
 
 func (r *rig) send(fd int32, pieces ...[]byte) *task {
-	return r.start(loop.Op{Code: loop.Send, FD: fd, Vecs: pieces})
+	return r.start(loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: pieces}})
 }
 
 func (r *rig) accept(fd int32) *task {
-	return r.start(loop.Op{Code: loop.Accept, FD: fd, Peer: &loop.Addr{}})
+	return r.start(loop.Op{Code: loop.Accept, FD: fd, Msg: &loop.Msg{Peer: &loop.Addr{}}})
 }
 
 func (r *rig) connect(addr loop.Addr) *task {
-	k := r.start(loop.Op{Code: loop.Connect, Peer: &addr})
+	k := r.start(loop.Op{Code: loop.Connect, Msg: &loop.Msg{Peer: &addr}})
 	if k.FD >= 0 {
 		r.open++
 	}
@@ -167,7 +167,7 @@ func (r *rig) deliver(op *loop.Op) {
 	require.Equal(r, receive && op.N > 0, op.Buf != nil, "a buffer comes with received bytes only")
 	r.peak = max(r.peak, r.pool.Lent())
 	res := result{n: op.N, err: op.Err, more: op.More}
-	if op.Code == loop.Accept && op.Peer != nil {
+	if op.Code == loop.Accept && op.Msg != nil {
 		res.addr = op.Peer.AddrPort
 	}
 	k.results = append(k.results, res)

@@ -101,7 +101,7 @@ func testMany(r *rig) {
 			}
 			require.Equal(r, 8, res.n)
 			binary.BigEndian.PutUint64(text, binary.BigEndian.Uint64(in.data)+1)
-			r.startAs(out, loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{text}})
+			r.startAs(out, loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{text}}})
 			r.again(in)
 		}
 		r.startAs(in, loop.Op{Code: loop.Recv, FD: fd, Size: loop.ClassHead})
@@ -422,7 +422,7 @@ func (w *world) step() {
 			break
 		}
 		text := pattern(e.base+e.sent, 1+w.rng.IntN(1<<(1+w.rng.IntN(17))))
-		e.send.Op = loop.Op{Code: loop.Send, FD: e.fd, User: e.send.User, Vecs: cut(text, 1+w.rng.IntN(loop.VecsMax))}
+		e.send.Op = loop.Op{Code: loop.Send, FD: e.fd, User: e.send.User, Msg: &loop.Msg{Vecs: cut(text, 1+w.rng.IntN(loop.VecsMax))}}
 		w.again(e.send)
 	case 3, 4, 5, 6, 7, 8:
 		if e.recv.InFlight() {

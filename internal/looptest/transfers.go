@@ -444,7 +444,7 @@ func testSendSlow(r *rig) {
 			r.again(k)
 		}
 	}
-	r.startAs(k, loop.Op{Code: loop.Send, FD: fd, Vecs: cut(text, loop.VecsMax)})
+	r.startAs(k, loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: cut(text, loop.VecsMax)}})
 	r.pollFor(2 * quiet)
 	require.Less(r, sent, total)
 	require.True(r, k.InFlight())
@@ -521,7 +521,7 @@ func testBothDirections(r *rig) {
 		}
 	}
 	r.startAs(recv, loop.Op{Code: loop.RecvMulti, FD: fd})
-	r.startAs(send, loop.Op{Code: loop.Send, FD: fd, Vecs: [][]byte{text[:10]}})
+	r.startAs(send, loop.Op{Code: loop.Send, FD: fd, Msg: &loop.Msg{Vecs: [][]byte{text[:10]}}})
 	r.until("all bytes", func() bool { return sent == total && got == total })
 	if recv.InFlight() {
 		r.Cancel(&recv.Op)
