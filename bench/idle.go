@@ -163,7 +163,8 @@ func (b *bench) holders(dir, backend string) ([]candidate, error) {
 			err = c.edit("worker_rlimit_nofile 8192;", "worker_rlimit_nofile "+files+";",
 				"worker_connections 4096;", "worker_connections "+files+";")
 		case nameHAProxy:
-			err = c.edit("maxconn 4096", "maxconn "+room)
+			// A fourth as many pipes as connections, by default, are too many descriptors.
+			err = c.edit("maxconn 4096", "maxconn "+room+"\n    maxpipes 16")
 		}
 		if err != nil {
 			return nil, err
