@@ -166,7 +166,7 @@ func versions() (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nginx -V: %w", err)
 	}
-	found := map[string]string{"wrk": wrkVersion(), "nginx": wordAfter(string(out), "nginx/")}
+	found := map[string]string{"wrk": wrkVersion(), "nginx": wordAfter(string(out), "nginx version: nginx/")}
 	if version := wordAfter(string(out), "OpenSSL "); version != "" {
 		found["openssl"] = version
 	}
