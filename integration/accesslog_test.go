@@ -306,12 +306,7 @@ func TestAccessLogOfKilledWorkers(t *testing.T) {
 		kills := pick(20, 3)
 		for i := range kills {
 			l.more(1000)
-			pid := c.workers()[i%2]
-			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-			eventually(t, "its successor", func() bool {
-				s := c.status().Workers[i%2]
-				return s.PID != pid && s.State == "running"
-			})
+			c.kill(i % 2)
 		}
 		l.stop()
 		w.close()

@@ -144,6 +144,24 @@ func (c *cup) workers() []int {
 	return pids
 }
 
+// kill kills the worker in a slot and waits for the one that takes its place.
+func (c *cup) kill(slot int) {
+	c.t.Helper()
+	pid := c.workers()[slot]
+	require.NoError(c.t, syscall.Kill(pid, syscall.SIGKILL))
+	c.replaced(slot, pid)
+}
+
+// replaced waits until another worker than the given runs in a slot. Until the
+// master has seen a death, its status shows the dead one as running.
+func (c *cup) replaced(slot, pid int) {
+	c.t.Helper()
+	eventually(c.t, "another worker", func() bool {
+		w := &c.status().Workers[slot]
+		return w.State == control.WorkerRunning && w.PID != pid
+	})
+}
+
 // write replaces the configuration file.
 func (c *cup) write(config string) {
 	c.t.Helper()

@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"os"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -26,12 +25,8 @@ func TestEventStuckLogReader(t *testing.T) {
 			_, err := c.admin.Reload()
 			require.NoError(t, err, "reload %d", g)
 		}
-		for i, pid := range c.workers() {
-			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-			eventually(t, "a new worker", func() bool {
-				s := c.status()
-				return s.Workers[i].State == "running" && s.Workers[i].PID != pid
-			})
+		for slot := range c.workers() {
+			c.kill(slot)
 		}
 		l.renewed()
 		lost := len(l.errors())

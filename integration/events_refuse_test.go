@@ -218,9 +218,7 @@ func TestEventConfigurationIsNoFile(t *testing.T) {
 			require.Equal(t, 1, code, name)
 			require.NoError(t, onePerConnection(c.addr)(0, 1), name)
 		}
-		pid := c.workers()[0]
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		eventually(t, "a new worker", func() bool { return runningWorkers(c) == 1 && c.status().Workers[0].PID != pid })
+		c.kill(0)
 		require.EqualValues(t, 1, c.status().Generation)
 	})
 }

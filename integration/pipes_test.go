@@ -161,10 +161,7 @@ func TestPipedBodiesOfKilledWorker(t *testing.T) {
 		require.Error(t, <-x.sent)
 		close(g.open)
 		requireCut(t, <-g.bodies)
-		eventually(t, "another worker", func() bool {
-			w := c.status().Workers[0]
-			return runningWorkers(c) == 1 && w.PID != pid
-		})
+		c.replaced(0, pid)
 		b := browse(t, c.addr)
 		_, err := b.get("", pipedBytes, 3, "")
 		require.NoError(t, err)

@@ -101,12 +101,8 @@ func TestUser(t *testing.T) {
 		_, stderr, code := c.cupctl("reload")
 		require.Zero(t, code, stderr)
 		serves()
-		for slot, pid := range c.workers() {
-			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-			eventually(t, "another worker", func() bool {
-				w := c.status().Workers[slot]
-				return w.State == control.WorkerRunning && w.PID != pid
-			})
+		for slot := range c.workers() {
+			c.kill(slot)
 		}
 		serves()
 
@@ -258,12 +254,7 @@ func TestUnprivileged(t *testing.T) {
 		require.Zero(t, code, stderr)
 		answeredBy("b")
 		for range 5 { // at once, before the lockable memory has come back
-			pid := c.workers()[0]
-			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-			eventually(t, "another worker", func() bool {
-				w := c.status().Workers[0]
-				return w.State == control.WorkerRunning && w.PID != pid
-			})
+			c.kill(0)
 		}
 		answeredBy("b")
 		c.stop()
@@ -319,7 +310,7 @@ func TestRespawnTime(t *testing.T) {
 			// The dying worker may still accept, and loses what it has.
 			eventually(t, "a response", func() bool { return onePerConnection(c.addr)(0, i) == nil })
 			took = append(took, time.Since(begin))
-			eventually(t, "the worker to be known", func() bool { return c.status().Workers[0].State == control.WorkerRunning })
+			c.replaced(0, pid)
 		}
 		slices.Sort(took)
 		t.Logf("%d kills: p50 %v, max %v", kills, took[kills/2], took[kills-1])

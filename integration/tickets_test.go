@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -68,11 +67,7 @@ func TestResumption(t *testing.T) {
 			switch i {
 			case times / 4:
 				waitForLines(t, logFile, 2*i) // a killed worker's last ones may be lost
-				require.NoError(t, syscall.Kill(c.workers()[0], syscall.SIGKILL))
-				eventually(t, "a worker in its place", func() bool {
-					first := &c.status().Workers[0]
-					return first.Restarts == 1 && first.State == control.WorkerRunning
-				})
+				c.kill(0)
 			case times / 2:
 				_, stderr, code := c.cupctl("reload")
 				require.Zero(t, code, stderr)

@@ -91,10 +91,10 @@ func TestUnixSockets(t *testing.T) {
 		}
 		require.Empty(t, l.errors())
 		for range pick(7, 3) {
-			require.NoError(t, syscall.Kill(c.workers()[1], syscall.SIGKILL))
+			pid := c.workers()[1]
+			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 			l.more(100)
-			eventually(t, "a new worker", func() bool { return c.status().Workers[1].PID != 0 })
-			eventually(t, "it to serve", func() bool { return c.status().Workers[1].State == "running" })
+			c.replaced(1, pid)
 		}
 		for _, err := range l.stop() {
 			require.NotErrorIs(t, err, errStatus)
