@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 )
 
@@ -51,9 +50,15 @@ func (o *OpenResults) ratios(program, to string, f func(*OpenRun) float64) []flo
 	return values
 }
 
-// has reports whether there are runs at a level.
-func (o *OpenResults) has(level string) bool {
-	return slices.ContainsFunc(o.Runs, func(r OpenRun) bool { return r.Level == level })
+// rounds is how many there are at a level.
+func (o *OpenResults) rounds(level string) int {
+	n := 0
+	for i := range o.Runs {
+		if r := &o.Runs[i]; r.Level == level {
+			n = max(n, r.Round)
+		}
+	}
+	return n
 }
 
 func openP50(r *OpenRun) float64  { return r.Latency.P50 }
@@ -69,11 +74,15 @@ func (r *Results) writeOpen(w *strings.Builder) {
 	fmt.Fprintf(w, "An open loop: requests of 100 B start on 64 connections when they are due, at a constant rate, whether answers have come or not;\n"+
 		"latencies count from the moment at which a request was due. Each program gets %s, and shares of its own peak in a closed\n"+
 		"loop. *Late* is the part of the latencies that is the client's own: due, with a free connection, but the client had not come\n"+
-		"to it. Where client and backend had no time left (*), figures say as much about them. CPU is the proxy's, per request.\n\n", levelFixed.name)
+		"to it. Where client and backend had no time left (*), figures say as much about them. CPU is the proxy's, per request.\n", levelFixed.name)
+	if n := r.Open.rounds(levelFixed.name); n > r.Rounds {
+		fmt.Fprintf(w, "There are %d rounds at %s: few requests are slow there, and what else the machine does decides how many.\n", n, levelFixed.name)
+	}
+	fmt.Fprintln(w)
 	fmt.Fprintf(w, "| rate | program | requests/s | p50, us | p90, us | p99, us | p99.9, us | max, us | late p50, us | late p99, us | CPU, us | client's CPU | errors |\n"+
 		"|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, l := range levels {
-		if !r.Open.has(l.name) {
+		if r.Open.rounds(l.name) == 0 {
 			continue
 		}
 		for _, p := range r.Open.Programs {

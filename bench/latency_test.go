@@ -40,6 +40,29 @@ func someOpenResults() *Results {
 	return r
 }
 
+// Each program has as many rounds at a level as the level says, each once.
+func TestOpenOrder(t *testing.T) {
+	o := options{rounds: 2, seconds: 1}
+	seen := map[turn]bool{}
+	count := map[string]int{}
+	for _, turn := range o.openOrder(3) {
+		require.False(t, seen[turn], turn)
+		seen[turn] = true
+		count[o.levels()[turn.load].name]++
+	}
+	for _, l := range levels {
+		require.Equal(t, 3*2*l.times, count[l.name], l.name)
+	}
+
+	r := someOpenResults()
+	for _, p := range r.Programs {
+		r.Open.Runs = append(r.Open.Runs, OpenRun{Round: r.Rounds + 1, Program: p.Name, Level: levelFixed.name})
+	}
+	var w strings.Builder
+	r.writeOpen(&w)
+	require.Contains(t, w.String(), "There are 4 rounds at 5,000/s")
+}
+
 func TestOpenTables(t *testing.T) {
 	golden := filepath.Join("testdata", "open.md")
 	r := someOpenResults()
