@@ -230,7 +230,7 @@ func (d *decoder) tlsHost(s string) (host, msg, hint string) {
 	if name, ok := strings.CutSuffix(rest, "/"); ok {
 		return "", "a backend has no path", fmt.Sprintf("did you mean %q?", schemeTLS+name)
 	}
-	if strings.HasPrefix(rest, "unix:") || strings.Contains(rest, "://") {
+	if strings.HasPrefix(rest, "unix:") || looksLikeSocket(rest) || strings.Contains(rest, "://") {
 		return "", "TLS goes over TCP, to a host and a port", ""
 	}
 	if _, _, bad, _ := splitAddress(rest); bad == "the port is missing" {
@@ -240,8 +240,12 @@ func (d *decoder) tlsHost(s string) (host, msg, hint string) {
 		return "", "an IPv6 address must stand in brackets", fmt.Sprintf("did you mean %q?", schemeTLS+"["+rest+"]")
 	}
 	host, msg, hint = d.checkHost(rest)
-	return schemeTLS + host, msg, hint
+	// What is meant instead is meant with TLS.
+	return schemeTLS + host, msg, strings.Replace(hint, didYouMeanQuote, didYouMeanQuote+schemeTLS, 1)
 }
+
+// didYouMeanQuote begins the hint at another address.
+const didYouMeanQuote = `did you mean "`
 
 // serverName decodes the name that a backend's certificate must be for.
 func (d *decoder) serverName(v *hujson.Value, t *BackendTLS) {

@@ -362,7 +362,7 @@ func (d *decoder) backends(v *hujson.Value, r *Route) {
 		backendKeys.preset(&b)
 		seen := backendKeys.decode(d, e, &b)
 		backendKeys.require(d, e, seen)
-		if at := seen["tls"]; at != nil && !b.Secure() {
+		if at := seen["tls"]; at != nil && b.Host != "" && !b.Secure() {
 			d.at(at.StartOffset, `write the host as "https://name:port"`, "tls is of no use for a backend without https")
 		}
 		if b.Secure() && b.TLS.CAFile == "" {

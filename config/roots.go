@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/tailscale/hujson"
@@ -26,18 +27,34 @@ var rootFiles = []string{
 var errNoRoots = errors.New("this system has no certificate authorities")
 
 // readSystemRoots reads the system's authorities. The environment's
-// SSL_CERT_FILE comes first.
+// SSL_CERT_FILE comes first, and its mistakes are told; the other places are
+// looked at one after the other.
 func readSystemRoots() ([]byte, error) {
-	files := rootFiles
 	if file := os.Getenv("SSL_CERT_FILE"); file != "" {
-		files = []string{file}
+		text, err := readRoots(file)
+		if err != nil {
+			return nil, fmt.Errorf("SSL_CERT_FILE in the environment: %w", err)
+		}
+		return text, nil
 	}
-	for _, file := range files {
-		if text, err := readSmall(file); err == nil {
+	for _, file := range rootFiles {
+		if text, err := readRoots(file); err == nil {
 			return text, nil
 		}
 	}
 	return nil, errNoRoots
+}
+
+// readRoots reads a file that holds certificates.
+func readRoots(file string) ([]byte, error) {
+	text, err := readSmall(file)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := Authorities(file, Files{file: text}); err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // systemRoots has the system's authorities among the files, for the backend at v.
@@ -45,12 +62,14 @@ func (d *decoder) systemRoots(v *hujson.Value) {
 	if _, ok := d.files[SystemRoots]; ok {
 		return
 	}
+	err := errNoRoots
 	if !d.given {
-		if text, err := readSystemRoots(); err == nil {
+		var text []byte
+		if text, err = readSystemRoots(); err == nil {
 			d.files[SystemRoots] = text
 			return
 		}
 	}
 	d.at(v.StartOffset, "install the package ca-certificates, or set tls.ca_file",
-		"the backend's certificate cannot be verified: %v", errNoRoots)
+		"the backend's certificate cannot be verified: %v", err)
 }

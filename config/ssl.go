@@ -109,14 +109,17 @@ func (d *decoder) ssl(v *hujson.Value) *SSL {
 
 // listenerSSL decodes the ssl of one address, which "off" makes plain.
 func (d *decoder) listenerSSL(v *hujson.Value, l *listener) {
-	if lit, ok := v.Value.(hujson.Literal); ok && lit.Kind() == '"' {
-		if s := lit.String(); s != "off" {
-			d.at(v.StartOffset, "", "ssl must be an object or \"off\", not %q", clip(s))
-		}
-		l.policy.plain = true
+	lit, word := v.Value.(hujson.Literal)
+	switch {
+	case !word:
+		l.policy.SSL = d.ssl(v)
 		return
+	case lit.Kind() != '"':
+		d.at(v.StartOffset, "", "ssl must be an object or \"off\", not %s", kindOf(v))
+	case lit.String() != "off":
+		d.at(v.StartOffset, "", "ssl must be an object or \"off\", not %q", clip(lit.String()))
 	}
-	l.policy.SSL = d.ssl(v)
+	l.policy.plain = true
 }
 
 // inheritSSL gives the addresses that say nothing of ssl that of the top level.

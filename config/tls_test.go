@@ -77,6 +77,24 @@ func TestSSLOfNoUse(t *testing.T) {
 	}
 }
 
+// The ssl of an address is an object, or a word.
+func TestListenerSSL(t *testing.T) {
+	for ssl, want := range map[string]string{
+		`"off"`: "",
+		`"on"`:  `ssl must be an object or "off", not "on"`,
+		`false`: `ssl must be an object or "off", not a boolean`,
+		`[]`:    `ssl must be an object, not a list`,
+	} {
+		_, err := Parse("cup.json", []byte(`{"root": [{"address": ":80", "ssl": `+ssl+`}],
+			"routes": {"*": {"backends": [{"host": "127.0.0.1:1"}]}}}`), "")
+		if want == "" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, want)
+		}
+	}
+}
+
 // A certificate that nobody would ever get is a mistake, and one with another kind
 // of key for the same name is none.
 func TestSSLNames(t *testing.T) {
@@ -193,6 +211,9 @@ func TestBackendTLS(t *testing.T) {
 		`"host": "HTTPS://a.b"`:                                  `did you mean "https://a.b"?`,
 		`"host": "https://::1"`:                                  `did you mean "https://[::1]"?`,
 		`"host": "https://a.b:0"`:                                "is not a port",
+		`"host": "https://a.b/c"`:                                `did you mean "https://a.b"?`,
+		`"host": "https://:443"`:                                 `did you mean "https://127.0.0.1:443"?`,
+		`"host": "https:///run/x"`:                               "TLS goes over TCP",
 		`"host": "https://a.b:1", "tls": {"server_name": "a b"}`: "a name has no",
 		`"host": "https://a.b:1", "tls": {"certificate": "ssl_key/certificate.crt"}`: "key is missing in tls",
 		`"host": "https://a.b:1", "tls": {"ca_file": "nowhere"}`:                     "no such file",
@@ -202,7 +223,14 @@ func TestBackendTLS(t *testing.T) {
 		require.ErrorContains(t, err, want, members)
 	}
 
-	t.Setenv("SSL_CERT_FILE", filepath.Join(dir, "nowhere"))
-	_, _, err = backend(`"host": "https://a.b:1"`)
-	require.ErrorContains(t, err, "this system has no certificate authorities")
+	// A host with a mistake may have been meant with TLS.
+	_, _, err = backend(`"host": "https://a.b/c", "tls": {"ca_file": "ssl_key/certificate.crt"}`)
+	require.NotContains(t, err.Error(), "tls is of no use")
+
+	for file, want := range map[string]string{filepath.Join(dir, "nowhere"): "no such file", key: "holds no certificate"} {
+		t.Setenv("SSL_CERT_FILE", file)
+		_, _, err = backend(`"host": "https://a.b:1"`)
+		require.ErrorContains(t, err, "SSL_CERT_FILE in the environment: "+file)
+		require.ErrorContains(t, err, want)
+	}
 }

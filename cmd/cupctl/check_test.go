@@ -66,10 +66,10 @@ func TestCheckSecureBackends(t *testing.T) {
 		{"check --get /", []config.BackendTLS{trusted}, 0, []string{"green", "200", "1.3", until}},
 		{"check -o json --head /", []config.BackendTLS{trusted}, 0, []string{`"tls": "1.3"`, `"certificate_not_after": "` + until, `"status": 200`}},
 		{"check -b https://" + address, []config.BackendTLS{trusted}, 0, []string{"green", "1.3"}},
-		{"check -b https://" + address, nil, 1, []string{"no certificate authorities"}},
+		{"check -b https://" + address, nil, 1, []string{"SSL_CERT_FILE in the environment"}},
 		{"check", []config.BackendTLS{trusted, {CAFile: ca, ServerName: "other.test"}}, 1, []string{"green", "red", "is valid for example.com, *.example.com, not other.test", until}},
 		{"check", []config.BackendTLS{{CAFile: ca + ".gone"}}, 1, []string{"red", "ca.pem.gone: no such file"}},
-		{"check --socket " + socket + ".gone -b https://" + address, nil, 1, []string{"no certificate authorities"}},
+		{"check --socket " + socket + ".gone -b https://" + address, nil, 1, []string{"SSL_CERT_FILE in the environment"}},
 	} {
 		how = c.how
 		code, out, errs := cupctl(append([]string{"--socket", socket}, strings.Fields(c.args)...)...)
