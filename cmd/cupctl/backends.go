@@ -18,10 +18,11 @@ const inFlightEvery = 100 * time.Millisecond
 // weightDefault as a weight is that of the configuration.
 const weightDefault = "default"
 
-// onBackend is a command about one backend, whose name a shell can complete.
-func (c *command) onBackend(use, short string, args int, do func(host string) error) *cobra.Command {
+// onBackend is a command about one backend, whose name a shell can complete, with
+// the arguments that words name.
+func (c *command) onBackend(verb, short string, words []string, do func(host string) error) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Args: cobra.ExactArgs(args),
+		Use: verb + " " + strings.Join(words, " "), Short: short, Args: takes(words...),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
@@ -48,12 +49,12 @@ func (c *command) hosts() []string {
 // stateCommand puts a backend into a state that it leaves by enable.
 func (c *command) stateCommand(verb, state, short string) *cobra.Command {
 	var w waiting
-	cmd := c.onBackend(verb+" BACKEND", short, 1, func(host string) error {
+	cmd := c.onBackend(verb, short, []string{"BACKEND"}, func(host string) error {
 		changed, err := c.client().SetBackend(host, control.BackendChange{State: state})
 		if err == nil && w.wait {
 			err = c.awaitIdle(host, w.timeout, &changed.After)
 		}
-		return show(c, changed, err, c.changedBackend)
+		return show(c, changed, err, c.changedState)
 	})
 	if state != control.BackendEnabled {
 		w.of(cmd, "no request is left on it")
@@ -89,10 +90,10 @@ func (c *command) awaitIdle(host string, timeout time.Duration, last *control.Ba
 
 func (c *command) weightCommand() *cobra.Command {
 	var change control.BackendChange
-	cmd := c.onBackend("weight BACKEND NUMBER|"+weightDefault, "Give a backend another share of the requests, at once, or the configured one", 2,
+	cmd := c.onBackend("weight", "Give a backend another share of the requests, at once, or the configured one", []string{"BACKEND", "NUMBER|" + weightDefault},
 		func(host string) error {
 			changed, err := c.client().SetBackend(host, change)
-			return show(c, changed, err, c.changedBackend)
+			return show(c, changed, err, c.changedWeight)
 		})
 	args := cmd.Args
 	cmd.Args = func(cmd *cobra.Command, list []string) error {
@@ -112,12 +113,17 @@ func (c *command) weightCommand() *cobra.Command {
 	return cmd
 }
 
-// changedBackend writes what there was and what there is.
-func (c *command) changedBackend(b *control.BackendChanged) error {
-	from, to := b.Before.State, b.After.State
-	if from == to {
-		from, to = "weight "+weightOf(&b.Before), weightOf(&b.After)
-	}
+// changedState writes the state that a backend was in, and that it is in.
+func (c *command) changedState(b *control.BackendChanged) error {
+	return c.changedBackend(b, b.Before.State, b.After.State)
+}
+
+// changedWeight writes the weight that a backend had, and that it has.
+func (c *command) changedWeight(b *control.BackendChanged) error {
+	return c.changedBackend(b, "weight "+weightOf(&b.Before), weightOf(&b.After))
+}
+
+func (c *command) changedBackend(b *control.BackendChanged, from, to string) error {
 	_, err := fmt.Fprintf(c.out, "%s: %s -> %s, %d in flight\n", b.After.Host, from, to, b.After.InFlight)
 	return err
 }

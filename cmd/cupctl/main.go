@@ -38,14 +38,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetArgs(control.LongFlags(allFlags(root), args))
-	err := root.Execute()
+	cmd, err := root.ExecuteC()
 	code := c.exitCode(err)
 	switch code {
 	case 0:
 	case exitInvalid: // every line begins with its place
 		fmt.Fprintln(stderr, err)
 	case exitUsage:
-		fmt.Fprintf(stderr, "cupctl: %v\nsee cupctl --help\n", err)
+		fmt.Fprintf(stderr, "cupctl: %v\nsee %s --help\n", err, cmd.CommandPath())
 	default:
 		fmt.Fprintf(stderr, "cupctl: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
@@ -69,7 +69,7 @@ func (c *command) root() *cobra.Command {
 			"is invalid, 5 this user may not.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          known,
 		RunE:          func(*cobra.Command, []string) error { return errors.New("no command") },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if c.output != "table" && c.output != "json" {
@@ -78,7 +78,8 @@ func (c *command) root() *cobra.Command {
 			c.begun = cmd.HasParent()
 			return nil
 		},
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
+		SuggestionsMinimumDistance: 2,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.socket, "socket", "", "admin socket: PATH or unix:PATH (default "+control.DefaultSocket()+")")
@@ -126,9 +127,34 @@ func grouped(root *cobra.Command) {
 	}
 }
 
+// known refuses what is no command.
+func known(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	if near := root.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+	}
+	return fmt.Errorf("unknown command %q%s", args[0], hint)
+}
+
+// takes wants the arguments that words name, all of them and no others.
+func takes(words ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(words):
+			return fmt.Errorf("%s: %s is missing", cmd.Name(), words[len(args)])
+		case len(args) > len(words):
+			return fmt.Errorf("%s: unexpected argument %q", cmd.Name(), args[len(words)])
+		}
+		return nil
+	}
+}
+
 // leaf is a command without arguments.
 func (c *command) leaf(name, short string, do func() error) *cobra.Command {
-	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return do() }}
+	return &cobra.Command{Use: name, Short: short, Args: takes(), RunE: func(*cobra.Command, []string) error { return do() }}
 }
 
 // showCommand has the verbs of programs before this one.
@@ -152,7 +178,7 @@ func completionCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "completion " + strings.Join(names, "|"), Short: "Print a script that completes commands and backends in a shell",
 		Example:   "  source <(cupctl completion bash)\n  cupctl completion fish >~/.config/fish/completions/cupctl.fish",
-		ValidArgs: names, Args: cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: names, Args: cobra.MatchAll(takes("the shell"), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error { return shells[args[0]](cmd.OutOrStdout()) },
 	}
 }

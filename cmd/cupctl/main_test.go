@@ -414,19 +414,21 @@ func TestBackendCommands(t *testing.T) {
 		text := new(bytes.Buffer)
 		text.ReadFrom(r.Body)
 		body = text.String()
-		answerWith(http.StatusOK, control.BackendChanged{})(w, r)
+		as := control.BackendStatus{Host: "b:1", State: "enabled", Weights: []int{1}}
+		answerWith(http.StatusOK, control.BackendChanged{Before: as, After: as})(w, r)
 	})
-	for args, want := range map[string]string{
-		"drain b:1":          `{"state":"drain"}`,
-		"disable b:1":        `{"state":"disabled"}`,
-		"enable b:1":         `{"state":"enabled"}`,
-		"weight b:1 7":       `{"weight":7}`,
-		"weight b:1 0":       `{"weight":0}`,
-		"weight b:1 default": `{"configured_weight":true}`,
+	for args, want := range map[string][2]string{
+		"drain b:1":          {`{"state":"drain"}`, "b:1: enabled -> enabled, "},
+		"disable b:1":        {`{"state":"disabled"}`, "b:1: enabled -> enabled, "},
+		"enable b:1":         {`{"state":"enabled"}`, "b:1: enabled -> enabled, "},
+		"weight b:1 7":       {`{"weight":7}`, "b:1: weight 1 -> 1, "},
+		"weight b:1 0":       {`{"weight":0}`, "b:1: weight 1 -> 1, "},
+		"weight b:1 default": {`{"configured_weight":true}`, "b:1: weight 1 -> 1, "},
 	} {
-		code, _, errs := cupctl(append(strings.Fields(args), "--socket", socket)...)
+		code, out, errs := cupctl(append(strings.Fields(args), "--socket", socket)...)
 		require.Zero(t, code, errs)
-		require.Equal(t, want, body, args)
+		require.Equal(t, want[0], body, args)
+		require.Contains(t, out, want[1], args)
 	}
 }
 
@@ -533,7 +535,11 @@ func TestExitCodes(t *testing.T) {
 		"no wait":           {[]string{"drain", "b:1", "--timeout", "1s"}, exitUsage, "--timeout is for --wait"},
 		"negative timeout":  {[]string{"stop", "--wait", "--timeout", "-1s"}, exitUsage, "want 0s or more"},
 		"several causes":    {[]string{"reload", "-socket", several}, exitFailed, "cupctl: one; two\n"},
-		"drain nothing":     {[]string{"drain"}, exitUsage, "accepts 1 arg"},
+		"nearly a command":  {[]string{"statuss"}, exitUsage, `unknown command "statuss"; did you mean stats or status?`},
+		"drain nothing":     {[]string{"drain"}, exitUsage, "drain: BACKEND is missing\nsee cupctl drain --help"},
+		"no weight":         {[]string{"weight", "b:1"}, exitUsage, "weight: NUMBER|default is missing"},
+		"match of nothing":  {[]string{"routes", "match"}, exitUsage, "match: URL is missing\nsee cupctl routes match --help"},
+		"too much":          {[]string{"reload", "now"}, exitUsage, `reload: unexpected argument "now"`},
 		"unknown reason":    {[]string{"explain", "bad_luck"}, exitFailed, "cupctl explain lists all"},
 		"check not running": {[]string{"check", "-socket", gone}, exitNotRunning, "is not running"},
 		"check good":        {[]string{"check", good}, 0, ""},

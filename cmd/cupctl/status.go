@@ -53,7 +53,7 @@ func (c *command) routesCommand() *cobra.Command {
 	routes.AddCommand(&cobra.Command{
 		Use: "match URL", Short: "Show which route takes requests for a URL, and its backends",
 		Example: "  cupctl routes match http://example.com/game/1\n  cupctl routes match /game/1",
-		Args:    cobra.ExactArgs(1),
+		Args:    takes("URL"),
 		RunE:    func(_ *cobra.Command, args []string) error { return c.match(args[0]) },
 	})
 	return routes
