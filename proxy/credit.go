@@ -78,6 +78,9 @@ func (p *Proxy) mayRetry() bool {
 	return true
 }
 
+// spareRetry gives back what mayRetry took for a retry that was not made.
+func (p *Proxy) spareRetry() { p.retryBudget += retryCost }
+
 // relieve ends what is stalled the longest while memory is nearly used up:
 // clients that do not take their response, or what comes through a tunnel, or do
 // not finish their request's head, and requests that their backend does not take.

@@ -341,9 +341,7 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 	case !stale:
 		x.failed(kind)
 	}
-	if again {
-		x.rec.backend.stats.Retries++
-	}
+	b := x.rec.backend
 	var queued outQueue
 	if again && untouched {
 		// Some of the body may be queued behind the head: it goes along.
@@ -367,7 +365,10 @@ func (x *exchange) attemptFailed(reason message.Reason, kind balance.Kind) {
 		x.attempts++
 		x.attempt()
 	}
-	if x.stream != nil {
+	if x.stream == nil { // there was nobody else
+		x.p.spareRetry()
+	} else {
+		b.stats.Retries++
 		x.stream.out.join(&queued)
 	}
 	queued.drop()

@@ -34,6 +34,9 @@ func (p *Proxy) Works() (conns, free int) {
 	return conns, len(p.freeWorks)
 }
 
+// RetryBudget is what is left of it. On the loop.
+func (p *Proxy) RetryBudget() int { return p.retryBudget }
+
 // Strayed reports whether something was put into the queues that all conns at
 // rest share. On the loop, or after it.
 func (p *Proxy) Strayed() bool {

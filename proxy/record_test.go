@@ -100,6 +100,26 @@ func TestAttemptsAreCountedByBackend(t *testing.T) {
 	})
 }
 
+// What nobody else could be asked after is no retry, and takes none of those that
+// other routes may need.
+func TestFailuresOfTheLastBackend(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		dead := deadAddr(t)
+		r := start(t, engine, to(dead), nil)
+		var before, after int
+		r.onLoop(func() { before = r.proxy.RetryBudget() })
+		for range 5 {
+			require.Contains(t, r.say("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"), "502 ")
+		}
+		_, d := r.statsOf(dead)
+		require.EqualValues(t, 5, d.Failures[message.ReasonBackendRefused])
+		require.Zero(t, d.Retries)
+		require.Zero(t, r.counted().Retries)
+		r.onLoop(func() { after = r.proxy.RetryBudget() })
+		require.GreaterOrEqual(t, after, before)
+	})
+}
+
 // deadAddr is an address where nobody listens.
 func deadAddr(t *testing.T) string {
 	t.Helper()
