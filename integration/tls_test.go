@@ -444,6 +444,11 @@ func TestTLSClientCertificates(t *testing.T) {
 				text, err := ask(nil)
 				if mode == "require" {
 					require.ErrorContains(t, err, "remote error: tls:", "the alert comes")
+					told, err := c.await("TLS with a client failed")
+					require.NoError(t, err)
+					require.Contains(t, told.Err, "client didn't provide a certificate")
+					require.Contains(t, told.line, "cup.test")
+					require.Contains(t, told.line, "127.0.0.1")
 				} else {
 					require.NoError(t, err)
 					require.NotContains(t, text, "CN=root")

@@ -69,6 +69,7 @@ var explanations = [reasonCount]Explanation{
 			"a port scan, or a client that gave up",
 		},
 		[]string{
+			"the log tells a cause: \"TLS with a client failed\", once a minute for each address and worker",
 			"openssl s_client -connect HOST:PORT -servername NAME shows what a client sees",
 			"cupctl certs shows which certificates are served, and until when they are valid",
 			"nothing, if there are few",

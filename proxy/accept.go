@@ -29,6 +29,7 @@ type listener struct {
 	root   string // of the configuration: what Snapshot calls it
 	port   []byte // of the address, as text
 	shared bool   // other workers accept from it, too
+	told   told   // why TLS with a client failed
 	ops    [acceptsMax]loop.Op
 	msgs   [acceptsMax]loop.Msg  // of ops
 	peers  [acceptsMax]loop.Addr // of msgs

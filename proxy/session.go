@@ -334,6 +334,13 @@ func (s *session) partWith(idle bool) {
 func (s *session) refuse(err error) {
 	c := s.c
 	s.closed = true
+	gone := errors.Is(err, tlsconn.ErrTruncated)
+	if gone && s.taken == 0 && c.isClient() {
+		// It has said nothing, which is no failure without TLS either.
+		s.leave()
+		c.owner().(*client).goodbye()
+		return
+	}
 	c.p.counters.HandshakesFailed++
 	if !c.isClient() {
 		if s.short {
@@ -356,6 +363,9 @@ func (s *session) refuse(err error) {
 		cl.goodbye()
 	default:
 		cl.because(message.ReasonTLSHandshake)
+		if !gone {
+			cl.tell(s.tls.State().ServerName, err)
+		}
 		cl.goodbye()
 	}
 }

@@ -75,7 +75,7 @@ type backend struct {
 	idle     *stream           // the most recently used first
 	coldest  *stream
 	tls      *tls.Config // nil: without
-	tlsTold  int64       // when the log was told last why TLS with it failed; 0: never
+	told     told        // why TLS with it failed
 	named    bool        // by the snapshot in force
 }
 
@@ -226,17 +226,6 @@ func (st *stream) connected(op *loop.Op) {
 	}
 	st.become(streamHandshake)
 	st.secure(tlsconn.Client, st.backend.tls)
-}
-
-// tlsToldEvery is how often the log is told why TLS with a backend fails.
-const tlsToldEvery = int64(time.Minute)
-
-// tell has the log tell why TLS with b failed, now and then.
-func (b *backend) tell(err error) {
-	if b.tlsTold == 0 || b.p.now-b.tlsTold >= tlsToldEvery {
-		b.tlsTold = b.p.now
-		b.p.log.Warn("TLS with a backend failed", "backend", b.name, "err", err)
-	}
 }
 
 // broke ends the receive side because of err, by which TLS with the backend

@@ -165,7 +165,9 @@ func TestTLSRefusals(t *testing.T) {
 		require.Contains(t, got, "plain_http")
 		require.Contains(t, got, "HTTPS")
 		require.NotContains(t, ask("\x00\x01garbage, and more of it"), "HTTP")
+		failed := r.counted().HandshakesFailed
 		require.NotContains(t, ask(""), "HTTP")
+		require.Equal(t, failed, r.counted().HandshakesFailed, "it has said nothing")
 
 		old := client.Transport.(*http.Transport).TLSClientConfig.Clone()
 		old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
