@@ -192,7 +192,7 @@ var explanations = [reasonCount]Explanation{
 	},
 	ReasonConnectTimeout: {
 		"no answer to connecting",
-		"The connection to a backend was neither made nor refused within timeouts.connect, and no other backend could take the request. It was answered by 504.",
+		"The connection to a backend, with its TLS handshake where it speaks TLS, was neither made nor refused within timeouts.connect, and no other backend could take the request. It was answered by 504.",
 		[]string{"the backend's host is down or its network is cut", "a firewall drops packets", "the backend is overloaded and its accept queue is full"},
 		[]string{"cupctl check -b BACKEND connects to it from here", "ss -ltn on the backend's host shows the queue (Recv-Q) of the listener"},
 	},
