@@ -23,6 +23,12 @@ func (p *Proxy) Turn(wait time.Duration) error {
 // Open is the number of connections that are open.
 func (p *Proxy) Open() (clients, streams int) { return p.clients, p.streams }
 
+// Ticking reports whether housekeeping is to be done. On the loop.
+func (p *Proxy) Ticking() bool { return p.ticking }
+
+// StopRenewing leaves accepts as they are from now on. On the loop.
+func (p *Proxy) StopRenewing() { p.wheel.Stop(&p.renewTimer) }
+
 // Works is the number of conns that have a work of their own, and that of free
 // ones. On the loop.
 func (p *Proxy) Works() (conns, free int) {

@@ -198,6 +198,7 @@ func (p *Proxy) Apply(s *Snapshot) {
 		}
 	}
 	p.armAccepts()
+	p.keepTicking() // there may be less memory now
 	p.settle()
 }
 
@@ -395,7 +396,9 @@ func (p *Proxy) maintain() {
 		c.mark()
 	}
 	results := p.engine.Stats().Results
-	p.ticking = results != p.ticked || len(p.starved) > 0
+	// Memory that comes back has no event of its own, nor has time: what is
+	// stalled now may be so for long enough with the next tick.
+	p.ticking = results != p.ticked || len(p.starved) > 0 || p.pressed(emergencyShare)
 	if p.FlushLogs() {
 		p.ticking = true
 	}
@@ -410,8 +413,6 @@ func (p *Proxy) maintain() {
 	}
 	if p.throttled {
 		p.armAccepts()
-		// Memory that comes back has no event of its own.
-		p.ticking = p.ticking || p.pressed(emergencyShare)
 	}
 	if p.ticking {
 		p.wheel.Schedule(&p.tick, p.now+tickTime)

@@ -3,19 +3,16 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 const upgradeHead = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -53,14 +50,8 @@ func TestStalledTunnels(t *testing.T) {
 			}
 		})
 		r := start(t, engine, to(backend), func(s *proxy.Snapshot) { s.Limits.Memory = 4 << 20 })
-		little := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-			return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) }), err)
-		}}
 		for range 150 {
-			c, err := little.Dial("tcp", r.addr)
-			require.NoError(t, err)
-			defer c.Close()
-			_, err = io.WriteString(c, upgradeHead)
+			_, err := io.WriteString(r.dialLittle(), upgradeHead)
 			require.NoError(t, err)
 		}
 		require.Eventually(t, func() bool { return r.counted().Reasons[message.ReasonMemory] > 0 }, patience, 10*time.Millisecond)

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/cloud-cup/cloud-cup/message"
 	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait of a test.
@@ -29,6 +31,19 @@ func (r *rig) dial() *net.TCPConn {
 	require.NoError(r.t, c.SetDeadline(time.Now().Add(patience)))
 	r.t.Cleanup(func() { c.Close() })
 	return c.(*net.TCPConn)
+}
+
+// dialLittle connects to the rig with a receive buffer that holds little.
+func (r *rig) dialLittle() net.Conn {
+	r.t.Helper()
+	little := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) }), err)
+	}}
+	c, err := little.Dial("tcp", r.addr)
+	require.NoError(r.t, err)
+	require.NoError(r.t, c.SetDeadline(time.Now().Add(patience)))
+	r.t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // scripted is a backend that serves each connection with f, numbered from 0.
