@@ -11,9 +11,17 @@
 //	exchange.go  one request with its response, with its state table
 //	stream.go    a connection to a backend and its pool, with its state table
 //	body.go      moving one body from one side to the other
+//	tunnel.go    moving bytes both ways, after a protocol was switched
 //	head.go      heads as the next hop gets them, and responses of our own
+//	forwarded.go who asks, as backends are told
+//	session.go   TLS between a connection and what it carries
+//	listenertls.go
+//	             which certificate and which hosts go together, and redirects
 //	credit.go    how much may wait in memory
 //	accept.go    listeners
+//	record.go    what is counted of an exchange
+//	log.go       its line in the access log
+//	told.go      what the program's own log is told now and then
 //	proxy.go     the loop that turns it all
 //	snapshot.go  the configuration that reloads swap
 //

@@ -234,7 +234,7 @@ func Quiet(fd int32) bool {
 }
 
 // EventFD makes an event counter, close-on-exec (eventfd(2)). If it is
-// nonblocking, ReadEvent never sleeps.
+// nonblocking, no read of it sleeps.
 func EventFD(nonblocking bool) (int32, syscall.Errno) {
 	flags := uintptr(unix.EFD_CLOEXEC)
 	if nonblocking {
@@ -254,17 +254,6 @@ func SignalEvent(fd int32) syscall.Errno {
 		_, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one))
 		if errno != syscall.EINTR {
 			return errno
-		}
-	}
-}
-
-// ReadEvent takes the value of an event counter.
-func ReadEvent(fd int32) (uint64, syscall.Errno) {
-	var n uint64
-	for {
-		_, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&n)), unsafe.Sizeof(n))
-		if errno != syscall.EINTR {
-			return n, errno
 		}
 	}
 }
