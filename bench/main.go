@@ -155,13 +155,18 @@ func run(ctx context.Context, args []string) int {
 		err = o.check(fs.Args())
 	}
 	if err != nil {
-		return usage("bench [flags] [table [FILE]]\n       bench compare [flags] OLD NEW", fs, err)
+		return usage(usageText, fs, err)
 	}
 	if fs.Arg(0) == "table" {
 		return report(rewriteTables(&o, fs.Arg(1)))
 	}
 	return report(measure(ctx, &o))
 }
+
+// usageText is how bench is called.
+const usageText = `bench [flags]                  measure, print the tables, and keep the raw results
+       bench table [FILE]             write tables and plots again from raw results, by default the newest
+       bench compare [flags] OLD NEW  measure two builds of Cloud Cup against each other: compare --help`
 
 // usage tells how a command is called: as an answer to --help, or after err.
 func usage(text string, fs *pflag.FlagSet, err error) int {

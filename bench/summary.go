@@ -10,7 +10,7 @@ import (
 var summaryLoads = []string{
 	"100 B, 64 connections", "100 B, 1000 connections", "16 KiB, 64 connections", "1 MiB, 16 connections", "POST 16 KiB, 64 connections",
 	"100 B, a connection per request, 64", "WebSocket, 64 B echoed, 64 tunnels", "TLS, 100 B, 64 connections", "TLS, 1 MiB, 16 connections",
-	"TLS, new handshake, X25519",
+	"TLS, new handshake, X25519", "TLS, new handshake, hybrid preferred",
 }
 
 // summaryColumns are the programs of the summary, with their titles.
