@@ -39,8 +39,9 @@ type pairPlaces struct {
 
 // pair reads the files of a pair and checks that they belong together, that TLS
 // can be spoken with them and that the certificate, which it returns, is valid
-// now.
+// now or in use.
 func (d *decoder) pair(v *hujson.Value, p pairPlaces, pair KeyPair) *x509.Certificate {
+	defer d.refuse(len(d.found), pair.Certificate, pair.Key)
 	atCertificate, atKey := p.seen[p.certificate], p.seen[p.key]
 	for _, name := range []string{p.certificate, p.key} {
 		if p.seen[name] == nil {
@@ -75,7 +76,7 @@ func (d *decoder) pair(v *hujson.Value, p pairPlaces, pair KeyPair) *x509.Certif
 		return nil
 	}
 	switch {
-	case d.now.IsZero(): // it was valid when it was accepted
+	case d.inUse(pair.Certificate, certificate): // it was valid then
 	case d.now.Before(parsed.Leaf.NotBefore):
 		d.at(atCertificate.StartOffset, "", "the certificate is not valid before %s", parsed.Leaf.NotBefore.Format(time.RFC3339))
 	case d.now.After(parsed.Leaf.NotAfter):

@@ -29,9 +29,11 @@ type decoder struct {
 	found []mistake
 	lines lines
 
-	now   time.Time // certificates must be valid now; zero: they were
+	now   time.Time // certificates must be valid now, but for those in use
 	files Files
 	given bool // files is all there is
+
+	renewal *renewal // nil: the text is read for the first time, or with given
 
 	global *Config // what routes inherit from, once it is read
 }

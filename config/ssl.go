@@ -158,6 +158,7 @@ func (d *decoder) certificates(v *hujson.Value, r *sslReader) {
 		return
 	}
 	shown := map[string]bool{}
+	accepted := d.given || d.renewal != nil // once: what changes now is names in files, not the text
 	for i := range list.Elements {
 		e := &list.Elements[i]
 		var pair KeyPair
@@ -168,7 +169,7 @@ func (d *decoder) certificates(v *hujson.Value, r *sslReader) {
 		leaf := d.keyPair(e, seen, pairKeys.what, pair)
 		if slices.Contains(r.Certificates, pair) {
 			d.at(e.StartOffset, "", "this certificate stands twice in certificates")
-		} else if leaf != nil && !isShown(leaf, shown) && i > 0 {
+		} else if leaf != nil && !isShown(leaf, shown) && i > 0 && !accepted {
 			d.at(e.StartOffset, "", "this certificate is never shown: those before it are for all of its names")
 		}
 		r.Certificates = append(r.Certificates, pair)
@@ -246,6 +247,7 @@ func (d *decoder) backendTLS(v *hujson.Value, b *Backend) {
 
 // authorities reads a file of certificates that others are verified by.
 func (d *decoder) authorities(v *hujson.Value, path string) {
+	defer d.refuse(len(d.found), path)
 	text := d.pem(v, path, "CERTIFICATE", "a certificate")
 	if text != nil && !x509.NewCertPool().AppendCertsFromPEM(text) {
 		d.at(v.StartOffset, "", "%s does not hold a certificate that can be read", path)
@@ -266,27 +268,17 @@ func (d *decoder) read(path string) ([]byte, error) {
 	if d.given {
 		return nil, fmt.Errorf("%s: its content was not handed over", path)
 	}
-	text, err := readSmall(path)
+	var err error
+	if r := d.renewal; r != nil {
+		text, ok = r.kept[path]
+	}
+	if !ok {
+		text, err = readSmall(path)
+	}
 	if err == nil {
 		d.files[path] = text
 	}
 	return text, err
-}
-
-// ReadAgain reads the files again whose contents f has. The system's authorities
-// stay as they are.
-func (f Files) ReadAgain() (Files, error) {
-	again := make(Files, len(f))
-	for path, text := range f {
-		if path != SystemRoots {
-			var err error
-			if text, err = readSmall(path); err != nil {
-				return nil, err
-			}
-		}
-		again[path] = text
-	}
-	return again, nil
 }
 
 // readSmall reads a regular file of at most pemBytesMax bytes.

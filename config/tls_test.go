@@ -234,3 +234,101 @@ func TestBackendTLS(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 }
+
+// Each pair and each file of authorities is renewed by itself.
+func TestRenew(t *testing.T) {
+	past, soon := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	text, dir := inSSL(t, `"certificates": [{PAIR_A}, {PAIR_B}], "client": {"mode": "request", "ca_file": "ca/ssl_key/certificate.crt"}`)
+	in := func(folder, name string) string { return filepath.Join(dir, folder, "ssl_key", name) }
+	writePair(t, filepath.Join(dir, "ca"), past, soon)
+	c, err := Parse("cup.json", []byte(text), dir)
+	require.NoError(t, err)
+	before := c.Files
+	spoil := func(path, content string) { require.NoError(t, os.WriteFile(path, []byte(content), 0o600)) }
+	for what, test := range map[string]struct {
+		spoil   func()
+		refused map[string]string // causes by folder
+	}{
+		"all renewed":     {func() {}, nil},
+		"half a file":     {func() { spoil(in("a", "certificate.crt"), "-----BEGIN CERT") }, map[string]string{"a": "cut or damaged"}},
+		"key unreadable":  {func() { require.NoError(t, os.Remove(in("b", "private.key"))) }, map[string]string{"b": "private.key: no such file"}},
+		"key of another":  {func() { spoil(in("a", "private.key"), string(before[in("a", "private.key")])) }, map[string]string{"a": "does not belong"}},
+		"expired":         {func() { writePair(t, filepath.Join(dir, "b"), past.Add(-time.Hour), past) }, map[string]string{"b": "expired on"}},
+		"not yet":         {func() { writePair(t, filepath.Join(dir, "b"), soon, soon.Add(time.Hour)) }, map[string]string{"b": "not valid before"}},
+		"no authorities":  {func() { spoil(in("ca", "certificate.crt"), "") }, map[string]string{"ca": "does not hold a certificate"}},
+		"pair and others": {func() { spoil(in("ca", "certificate.crt"), ""); spoil(in("a", "private.key"), "") }, map[string]string{"a": "private key", "ca": "certificate"}},
+	} {
+		for _, folder := range []string{"a", "b", "ca"} {
+			writePair(t, filepath.Join(dir, folder), past, soon)
+		}
+		test.spoil()
+		c, refused, err := Renew("cup.json", []byte(text), dir, before)
+		require.NoError(t, err, what)
+		causes := map[string]string{}
+		for _, r := range refused {
+			causes[filepath.Base(filepath.Dir(filepath.Dir(r.File)))] = r.Cause
+		}
+		require.Len(t, causes, len(test.refused), what)
+		for _, folder := range []string{"a", "b", "ca"} {
+			require.Contains(t, causes[folder], test.refused[folder], what)
+			for _, name := range []string{"certificate.crt", "private.key"} {
+				path := in(folder, name)
+				if _, named := before[path]; !named {
+					continue // the key of the authorities
+				}
+				want, err := before[path], error(nil)
+				if test.refused[folder] == "" {
+					want, err = os.ReadFile(path)
+				}
+				require.NoError(t, err)
+				require.Equal(t, want, c.Files[path], "%s: %s", what, path)
+			}
+		}
+		_, err = Reparse("cup.json", []byte(text), dir, c.Files)
+		require.NoError(t, err, what)
+	}
+}
+
+// What is in use stays so when it expires, and whose key is shared stays as it
+// was together. New names are no mistake of the text.
+func TestRenewKeeps(t *testing.T) {
+	text, dir := inSSL(t, `"certificates": [{PAIR_A}, {PAIR_B}, {"ssl_certificate": "a2.crt", "ssl_certificate_key": "a/ssl_key/private.key"}]`)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	write := func(folder, name string, key crypto.Signer) {
+		writeSigned(t, filepath.Join(dir, folder), key, &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour)})
+	}
+	second := func() {
+		require.NoError(t, os.Rename(filepath.Join(dir, "a2/ssl_key/certificate.crt"), filepath.Join(dir, "a2.crt")))
+	}
+	write("a2", "two.test", key)
+	second()
+	write("a", "one.test", key)
+	c, err := Parse("cup.json", []byte(text), dir)
+	require.NoError(t, err)
+
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	write("a", "one.test", other) // with a2.crt still the one of the old key
+	write("b", "one.test", other) // never shown now
+	again, refused, err := Renew("cup.json", []byte(text), dir, c.Files)
+	require.NoError(t, err)
+	require.Len(t, refused, 2, "%v", refused)
+	for _, path := range []string{"a2.crt", "a/ssl_key/certificate.crt", "a/ssl_key/private.key"} {
+		require.Equal(t, c.Files[filepath.Join(dir, path)], again.Files[filepath.Join(dir, path)])
+	}
+	taken := filepath.Join(dir, "b/ssl_key/certificate.crt")
+	require.NotEqual(t, c.Files[taken], again.Files[taken])
+
+	writePair(t, filepath.Join(dir, "b"), time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour))
+	for _, name := range []string{"certificate.crt", "private.key"} {
+		path := filepath.Join(dir, "b/ssl_key", name)
+		again.Files[path], err = os.ReadFile(path)
+		require.NoError(t, err)
+	}
+	write("a2", "two.test", other)
+	second()
+	_, refused, err = Renew("cup.json", []byte(text), dir, again.Files)
+	require.NoError(t, err)
+	require.Empty(t, refused)
+}

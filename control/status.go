@@ -19,6 +19,9 @@ type Status struct {
 	Workers   []WorkerStatus  `json:"workers"`
 	Totals    Totals          `json:"totals"`
 	Backends  []BackendStatus `json:"backends"`
+	// Refused are the files of certificates, keys and authorities whose new
+	// contents are not in use.
+	Refused []RefusedFile `json:"refused,omitempty"`
 }
 
 // ConfigStatus tells which configuration is in force.

@@ -70,6 +70,12 @@ var masterFamilies = []family{
 				e.sample(c.NotAfter, c.File)
 			}
 		}},
+	{Family{"cloudcup_certificate_refused", Gauge, "A file of certificates that has changed and cannot be used as it is now; always 1.", []string{"file"}},
+		func(e *encoder, s *Snapshot) {
+			for _, file := range s.Refused {
+				e.sample(1, file)
+			}
+		}},
 	{Family{"process_cpu_seconds_total", Counter, "CPU time of the master.", nil},
 		func(e *encoder, s *Snapshot) { e.sample(s.Master.CPU) }},
 	{Family{"process_open_fds", Gauge, "Open descriptors of the master.", nil},

@@ -34,6 +34,7 @@ type Snapshot struct {
 	Handshakes, HandshakesFailed uint64
 	Sessions                     [2][2]uint64 // of clients: TLS 1.2 and 1.3, new and resumed
 	Certificates                 []Certificate
+	Refused                      []string // files whose new contents are not in use
 
 	// LatencyBounds and OverheadBounds are the upper bounds of the buckets of
 	// histograms, in seconds, ascending.

@@ -56,7 +56,7 @@ func full(routes, backends int) *Snapshot {
 		Reasons: []string{"none", "bad_request", "no_backend"}, Errors: []uint64{99, 2, 3},
 		LatencyBounds: []float64{0.0001, 0.5, 60}, OverheadBounds: []float64{1e-6, 5e-6, 0.1}, Overhead: someHistogram(5),
 		Handshakes: 5, HandshakesFailed: 2, Sessions: [2][2]uint64{{1, 2}, {3, 4}},
-		Certificates: []Certificate{{File: "/etc/cup/\"us\".pem", NotAfter: 1.8e9}},
+		Certificates: []Certificate{{File: "/etc/cup/\"us\".pem", NotAfter: 1.8e9}}, Refused: []string{"/etc/cup/ca.pem"},
 	}
 	for i := range 2 {
 		s.Workers = append(s.Workers, Worker{

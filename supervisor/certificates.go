@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -109,9 +108,17 @@ func (m *Master) Certificates() []control.Certificate {
 				shown.Listeners = append(shown.Listeners, g.address)
 			}
 		}
+		if i := indexOf(m.refused, c.file); i >= 0 {
+			shown.Refused = m.refused[i].Cause
+		}
 		list = append(list, shown)
 	}
 	return list
+}
+
+// indexOf is the place of a file in a list, -1 if it is not there.
+func indexOf(list []control.RefusedFile, file string) int {
+	return slices.IndexFunc(list, func(r control.RefusedFile) bool { return r.File == file })
 }
 
 // certificateMetrics are the certificates of g for package metrics.
@@ -158,19 +165,4 @@ func (m *Master) expiring(g *generation, before warnings, now time.Time) warning
 		log(text, "file", c.file, "names", c.names(), "not_after", c.leaf.NotAfter.Format(time.RFC3339), "days_left", c.daysLeft(now))
 	}
 	return told
-}
-
-// usable says why the certificates among those that next has in other files than
-// g must not take their places; nil if they may.
-func (next *generation) usable(g *generation, now time.Time) error {
-	for _, c := range next.certificates {
-		switch {
-		case bytes.Equal(next.cfg.Files[c.file], g.cfg.Files[c.file]):
-		case now.Before(c.leaf.NotBefore):
-			return fmt.Errorf("%s: the certificate is not valid before %s", c.file, c.leaf.NotBefore.Format(time.RFC3339))
-		case now.After(c.leaf.NotAfter):
-			return fmt.Errorf("%s: the certificate expired on %s", c.file, c.leaf.NotAfter.Format(time.RFC3339))
-		}
-	}
-	return nil
 }

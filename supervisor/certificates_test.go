@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,26 +156,122 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 		"not valid before":    func() { n.write(t, now.Add(time.Hour), now.Add(2*time.Hour)) },
 	} {
 		spoil()
-		before := n.log.count("not in use yet")
+		before := n.log.count(refusedText)
 		for range 4 {
 			n.settle()
 		}
 		require.EqualValues(t, 1, n.generation().number, what)
-		require.Equal(t, before+1, n.log.count("not in use yet"), "told once")
+		require.Equal(t, before+1, n.log.count(refusedText), "told once")
 		require.Positive(t, n.log.count(what))
+		require.Contains(t, n.Certificates()[0].Refused, what)
+		require.Len(t, n.Status().Refused, 1)
+		require.Equal(t, n.certificate, n.Status().Refused[0].File)
+		require.Contains(t, n.metricsText(), `cloudcup_certificate_refused{file="`+n.certificate+`"} 1`)
 	}
-	require.NoError(t, os.Remove(n.certificate))
-	n.settle()
-	before := n.log.count("not in use yet")
-	require.NoError(t, os.Chtimes(n.key, now, now.Add(time.Hour)))
-	n.settle()
-	require.Equal(t, before+1, n.log.count("not in use yet"), "told again, for this file is held up, too")
 
 	require.NoError(t, os.WriteFile(n.certificate, certificate, 0o600))
 	require.NoError(t, os.WriteFile(n.key, key, 0o600))
 	n.settle()
 	require.EqualValues(t, 2, n.generation().number)
 	require.Equal(t, 299, n.Certificates()[0].DaysLeft)
+	require.Empty(t, n.Certificates()[0].Refused)
+	require.Empty(t, n.Status().Refused)
+	require.NotContains(t, n.metricsText(), "cloudcup_certificate_refused{")
+	require.Equal(t, 1, n.log.count("can be used again"))
+}
+
+// refusedText is what the log says of a file that cannot be used.
+const refusedText = "a changed certificate is not in use"
+
+// metricsText is what a scrape gets.
+func (n *renewal) metricsText() string { return string(n.appendMetrics(nil)) }
+
+// A file that cannot be used holds up no other, whatever else is done meanwhile.
+func TestUnusableFileHoldsUpNoOther(t *testing.T) {
+	now, dir := time.Now(), t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	write := func(name string, days time.Duration) {
+		certificate, key := pairFiles(t, name+".test", now.Add(-time.Hour), now.Add(days*24*time.Hour+time.Hour))
+		require.NoError(t, os.WriteFile(at(name+".pem"), certificate, 0o600))
+		require.NoError(t, os.WriteFile(at(name+".key"), key, 0o600))
+	}
+	for _, name := range []string{"a", "b", "ca"} {
+		write(name, 100)
+	}
+	n := &renewal{log: new(logText), watch: new(fileWatch)}
+	n.rig = startRig(t, func(o *Options, m *Master) {
+		m.log = logTo(n.log)
+		ssl := fmt.Sprintf(`{"ssl": {"certificates": [{"ssl_certificate": %q, "ssl_certificate_key": %q}, {"ssl_certificate": %q, "ssl_certificate_key": %q}],
+			"client": {"mode": "request", "ca_file": %q}}, `, at("a.pem"), at("a.key"), at("b.pem"), at("b.key"), at("ca.pem"))
+		require.NoError(t, os.WriteFile(o.Path, []byte(strings.Replace(configText("127.0.0.1:0"), "{", ssl, 1)), 0o600))
+	})
+	n.settle()
+	days := func() (list []int) {
+		for _, c := range n.Certificates() {
+			list = append(list, c.DaysLeft)
+		}
+		return list
+	}
+
+	write("b", 200)
+	require.NoError(t, os.WriteFile(at("a.pem"), []byte("-----BEGIN CERT"), 0o600))
+	require.NoError(t, os.Remove(at("ca.pem")))
+	n.settle()
+	require.Equal(t, []int{100, 200}, days())
+	require.EqualValues(t, 2, n.generation().number)
+	refused := n.Status().Refused
+	require.Len(t, refused, 2)
+	require.Equal(t, []string{at("a.pem"), at("ca.pem")}, []string{refused[0].File, refused[1].File})
+	require.Equal(t, at("ca.pem")+": no such file or directory", refused[1].Cause)
+	require.Equal(t, refused[0].Cause, n.Certificates()[0].Refused)
+
+	// The next renewal, a new worker and the next master go by what is in use.
+	write("b", 300)
+	n.settle()
+	require.Equal(t, []int{100, 300}, days())
+	require.Equal(t, refused, n.Status().Refused, "since when, too")
+	require.Equal(t, 2, n.log.count(refusedText), "told once of each")
+	_, err := n.Reload()
+	require.ErrorContains(t, err, "no such file", "what is asked for is done, or nothing is")
+	handed := n.generation().handed()
+	text, err := json.Marshal(&handed)
+	require.NoError(t, err)
+	handed = handedConfig{}
+	require.NoError(t, json.Unmarshal(text, &handed))
+	next, err := handed.generation()
+	require.NoError(t, err)
+	require.Equal(t, n.generation().cfg, next.cfg)
+	slot := 0
+	pid := n.pids()[slot]
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	eventually(t, "another worker", func() bool { return n.pids()[slot] != pid && len(n.running()) == 2 })
+
+	// One becomes good again: as it was, or renewed.
+	write("ca", 100)
+	n.settle()
+	require.Len(t, n.Status().Refused, 1)
+	require.Equal(t, 1, n.log.count("can be used again"))
+	write("a", 400)
+	_, err = n.Reload()
+	require.NoError(t, err)
+	require.Empty(t, n.Status().Refused)
+	require.Equal(t, []int{400, 300}, days())
+}
+
+// A file that is written to again and again holds up others for a time only.
+func TestRestlessFile(t *testing.T) {
+	n := startRenewal(t, time.Now().Add(100*24*time.Hour))
+	n.settle()
+	n.write(t, time.Now().Add(-time.Hour), time.Now().Add(200*24*time.Hour))
+	at := time.Now()
+	for range unsettledMax - 1 {
+		at = at.Add(time.Second)
+		require.NoError(t, os.Chtimes(n.key, at, at))
+		require.True(t, n.lookAtFiles(n.watch))
+	}
+	require.NoError(t, os.Chtimes(n.key, at, at.Add(time.Second)))
+	require.False(t, n.lookAtFiles(n.watch))
+	require.EqualValues(t, 2, n.generation().number)
 }
 
 // Renewed as Kubernetes does it: the files are links through a link to a folder,

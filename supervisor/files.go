@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/cloud-cup/cloud-cup/config"
+	"github.com/cloud-cup/cloud-cup/control"
 )
 
 // filesEvery is how often the files are looked at that the configuration names.
@@ -17,6 +19,10 @@ const filesEvery = 10 * time.Second
 // settleShare is the part of that time for which changed files must stay as they
 // are before they are read: who renews a certificate writes several.
 const settleShare = 10
+
+// unsettledMax is how many looks in a row may find another change before the
+// files are read all the same: one that changes on and on holds up no other.
+const unsettledMax = 10
 
 // stamp tells versions of a file apart without reading it; the zero stamp is a
 // file that is not there.
@@ -43,10 +49,11 @@ func stampsOf(files config.Files) map[string]stamp {
 
 // fileWatch is what was seen of the files that the configuration names.
 type fileWatch struct {
-	read    map[string]stamp // when they were read, with success
-	last    map[string]stamp
-	failure string // that was told since the files changed last
-	told    warnings
+	read      map[string]stamp // when they were read, with success
+	last      map[string]stamp
+	unsettled int    // looks in a row that found other changes
+	failure   string // that was told since the files changed last
+	told      warnings
 }
 
 // keepFiles puts certificates, keys and authorities in force when their files
@@ -76,14 +83,18 @@ func (m *Master) lookAtFiles(w *fileWatch) (soon bool) {
 		return false
 	}
 	if !maps.Equal(now, w.last) {
-		w.last, w.failure = now, "" // what holds up others is told of each of them
-		return true
+		w.last, w.failure = now, ""
+		if w.unsettled++; w.unsettled < unsettledMax {
+			return true
+		}
 	}
-	err := m.refreshFiles()
+	w.unsettled = 0
+	all, err := m.refreshFiles()
 	switch {
-	case err == nil:
+	case err == nil && all:
 		w.read, w.failure = now, ""
-	case err.Error() != w.failure: // it may be half written: the next time it may be right
+	case err == nil: // what is refused may be half written: the next time it may be right
+	case err.Error() != w.failure:
 		w.failure = err.Error()
 		m.log.Error("changed certificates are not in use yet", "err", err)
 	}
@@ -91,31 +102,61 @@ func (m *Master) lookAtFiles(w *fileWatch) (soon bool) {
 }
 
 // refreshFiles reads the files again that the configuration in force names, and
-// puts it in force with their new contents, if these can be used.
-func (m *Master) refreshFiles() error {
+// puts it in force with those new contents that can be used. It reports whether
+// all can.
+func (m *Master) refreshFiles() (all bool, err error) {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	if m.retired.Load() || m.isStopping() {
-		return nil
+		return true, nil
 	}
 	g := m.generation()
-	files, err := g.cfg.Files.ReadAgain()
-	if err != nil || maps.EqualFunc(files, g.cfg.Files, bytes.Equal) {
-		return err
+	cfg, refused, err := config.Renew(g.name, g.text, g.dir, g.cfg.Files)
+	if err != nil {
+		return false, err
 	}
-	next := *g
-	// Not Parse: a certificate that has expired since, and is none of the
-	// changed ones, is no reason to refuse the others.
-	if next.cfg, err = config.Reparse(g.name, g.text, g.dir, files); err != nil {
-		return err
+	m.refuse(refused)
+	var changed []string
+	for path, text := range cfg.Files {
+		if !bytes.Equal(text, g.cfg.Files[path]) {
+			changed = append(changed, path)
+		}
 	}
-	next.certificates = certificatesOf(next.cfg)
-	if err := next.usable(g, time.Now()); err != nil {
-		return err
+	if changed != nil {
+		next := *g
+		next.cfg, next.certificates = cfg, certificatesOf(cfg)
+		if _, err := m.commit(&next); err != nil {
+			return false, fmt.Errorf("%w; it will be tried again", err)
+		}
+		slices.Sort(changed)
+		m.log.Info("changed certificates in use", "generation", next.number, "files", changed)
 	}
-	if _, err := m.commit(&next); err != nil {
-		return fmt.Errorf("%w; it will be tried again", err)
+	return len(refused) == 0, nil
+}
+
+// refuse notes which files are refused now, and tells what is new about it.
+func (m *Master) refuse(list []config.Refusal) {
+	m.mu.Lock()
+	before := m.refused
+	m.mu.Unlock()
+	var refused []control.RefusedFile
+	for _, r := range list {
+		f := control.RefusedFile{File: r.File, Cause: r.Cause, Since: time.Now()}
+		i := indexOf(before, r.File)
+		if i >= 0 {
+			f.Since = before[i].Since
+		}
+		if i < 0 || before[i].Cause != r.Cause {
+			m.log.Error("a changed certificate is not in use: what was read before stays", "file", r.File, "err", r.Cause)
+		}
+		refused = append(refused, f)
 	}
-	m.log.Info("changed certificates in use", "generation", next.number)
-	return nil
+	for _, r := range before {
+		if indexOf(refused, r.File) < 0 {
+			m.log.Info("a certificate can be used again", "file", r.File)
+		}
+	}
+	m.mu.Lock()
+	m.refused = refused
+	m.mu.Unlock()
 }

@@ -154,7 +154,7 @@ func (m *Master) followConfig(c *handedConfig) error {
 // handed is g as another master gets it.
 func (g *generation) handed() handedConfig {
 	return handedConfig{
-		Number: g.number, Last: g.number, Name: g.name, Dir: g.dir, Text: g.text, Source: g.source,
+		Number: g.number, Last: g.number, Name: g.name, Dir: g.dir, Text: g.text, Source: g.source, Files: g.cfg.Files,
 		Loaded: g.loaded, Addresses: g.addresses, Failures: maps.Clone(g.failures),
 	}
 }

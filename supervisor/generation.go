@@ -56,6 +56,20 @@ func parse(name string, text []byte, dir, source string) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newGeneration(name, text, dir, source, cfg)
+}
+
+// reparse is parse of what was accepted before, with those files.
+func reparse(name string, text []byte, dir, source string, files config.Files) (*generation, error) {
+	cfg, err := config.Reparse(name, text, dir, files)
+	if err != nil {
+		return nil, err
+	}
+	return newGeneration(name, text, dir, source, cfg)
+}
+
+// newGeneration checks what package config leaves to others.
+func newGeneration(name string, text []byte, dir, source string, cfg *config.Config) (*generation, error) {
 	if err := checkBackends(name, cfg); err != nil {
 		return nil, err
 	}

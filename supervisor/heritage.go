@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/config"
 	"github.com/cloud-cup/cloud-cup/internal/sys"
 	"golang.org/x/sys/unix"
 )
@@ -77,6 +78,7 @@ type handedConfig struct {
 	Dir       string              `json:"dir"`
 	Text      []byte              `json:"text"`
 	Source    string              `json:"source"`
+	Files     config.Files        `json:"files"` // as they are in use
 	Loaded    time.Time           `json:"loaded"`
 	Addresses map[string][]string `json:"addresses"`
 	Failures  map[string]string   `json:"failures"`
@@ -88,9 +90,14 @@ type handedAdmin struct {
 	Group int    `json:"group"`
 }
 
-// generation is c as this version understands it.
-func (c *handedConfig) generation() (*generation, error) {
-	g, err := parse(c.Name, c.Text, c.Dir, c.Source)
+// generation is c as this version understands it. Files that have changed are
+// looked at later, see keepFiles: they may be of no use now.
+func (c *handedConfig) generation() (g *generation, err error) {
+	if c.Files == nil { // a version before this one does not hand them over
+		g, err = parse(c.Name, c.Text, c.Dir, c.Source)
+	} else {
+		g, err = reparse(c.Name, c.Text, c.Dir, c.Source, c.Files)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,9 @@ func (m *Master) measureMaster(s *metrics.Snapshot) {
 	s.ConfigLoaded = unixSeconds(m.current.loaded)
 	s.ReloadsOK, s.ReloadsFailed = m.reloadsOK, m.reloadsFailed
 	s.Certificates = certificateMetrics(m.current)
+	for _, r := range m.refused {
+		s.Refused = append(s.Refused, r.File)
+	}
 	var sum shm.Totals
 	for _, slot := range m.slots {
 		totals := slot.totals()

@@ -142,6 +142,7 @@ func (m *Master) apply(next *generation, how ways) (*control.Applied, error) {
 	if err != nil {
 		return nil, errors.Join(err, undo())
 	}
+	m.refuse(nil) // it is in force with the files as they are
 	if err := m.fill(true); err != nil {
 		m.log.Error("a further worker does not start yet", "err", err)
 	}

@@ -42,6 +42,7 @@ func (m *Master) statusNow(stale map[*incarnation]bool) (*control.Status, *gener
 		Listeners: m.sockets.addresses(),
 		Metrics:   m.metrics.name(),
 		Backends:  m.backendStatus(g, m.failures),
+		Refused:   m.refused,
 	}
 	var totals shm.Totals
 	for _, slot := range m.slots {

@@ -133,9 +133,10 @@ type Master struct {
 
 	mu       sync.Mutex
 	current  *generation
-	served   uint64            // the generation that every worker serves by
-	failures map[string]string // why names do not resolve now
-	metrics  *metricsServer    // over TCP; changed with applying held
+	served   uint64                // the generation that every worker serves by
+	failures map[string]string     // why names do not resolve now
+	refused  []control.RefusedFile // never written to once it is here
+	metrics  *metricsServer        // over TCP; changed with applying held
 	// Configurations that were put in force, or were to be.
 	reloadsOK, reloadsFailed uint64
 	lastNumber               uint64 // of generations; guarded by turn

@@ -28,5 +28,15 @@ func (s *screen) certs(list []control.Certificate) error {
 			strings.Join(slices.Concat(c.Listeners, c.Backends), ", "),
 		})
 	}
-	return s.table([]string{"FILE", "NAMES", "ISSUER", "VALID UNTIL", "DAYS", "SHOWN TO"}, rows)
+	if err := s.table([]string{"FILE", "NAMES", "ISSUER", "VALID UNTIL", "DAYS", "SHOWN TO"}, rows); err != nil {
+		return err
+	}
+	for i := range list {
+		if c := &list[i]; c.Refused != "" {
+			if err := s.text(c.File+": ", "  ", "its new content is not in use: "+c.Refused); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -59,7 +59,8 @@ func exampleStatus() *control.Status {
 			},
 			{Slot: 1, State: control.WorkerWaiting, Fallback: "uring cannot be used: io_uring_setup: cannot allocate memory", Restarts: 7, LastDeath: "exit status 2"},
 		},
-		Totals: totals,
+		Totals:  totals,
+		Refused: []control.RefusedFile{{File: "/etc/cup/ca.pem", Cause: "permission denied", Since: time.Date(2026, 1, 2, 3, 30, 0, 0, time.UTC)}},
 		Backends: []control.BackendStatus{
 			{
 				Host: "127.0.0.1:8081", Addresses: []string{"127.0.0.1:8081"}, Routes: 2, State: control.BackendDrain, Weights: []int{1, 3},
@@ -182,7 +183,7 @@ func exampleAPI(log *[]string) http.HandlerFunc {
 			{
 				File: "/etc/cup/us.pem", Names: []string{"cup"}, Issuer: "Ours",
 				NotBefore: s.Started.AddDate(0, 0, -90), NotAfter: s.Started, DaysLeft: -1, Listeners: []string{},
-				Backends: []string{"https://api.internal:9443"},
+				Backends: []string{"https://api.internal:9443"}, Refused: "the private key does not belong to the certificate",
 			},
 		},
 		"GET /v1/errors":  exampleErrors(),

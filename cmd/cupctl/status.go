@@ -131,6 +131,9 @@ func masterRows(st *control.Status) [][]string {
 		}
 	}
 	add("drift", st.Config.Drift)
+	for _, r := range st.Refused {
+		add("refused", fmt.Sprintf("%s since %s: %s", r.File, r.Since.UTC().Format(time.RFC3339), r.Cause))
+	}
 	add("engine", fmt.Sprintf("%s (asked: %s)%s", st.Engine.Used, st.Engine.Asked, prefixed(", ", st.Engine.Detail)))
 	add("fallback", st.Engine.Fallback)
 	add("listen", strings.Join(st.Listeners, ", "))
