@@ -59,6 +59,8 @@ type worker struct {
 	engine   loop.Engine
 	pool     *loop.Pool
 
+	collector *collector
+
 	slot int
 	held control.Guard // what confine came to; without the CPU
 	cpus unix.CPUSet   // that the process may use
@@ -198,9 +200,10 @@ func (w *worker) build(start *control.Start, fd int) (*control.Engine, error) {
 	if err := unix.SchedGetaffinity(0, &w.cpus); err != nil {
 		return nil, os.NewSyscallError("sched_getaffinity", err)
 	}
+	w.collector = newCollector()
 	w.proxy = proxy.New(proxy.Config{
 		Engine: w.engine, Pool: w.pool, Slot: start.Slot, Log: w.log, Page: w.page, Backends: w.backends,
-		Clock: sys.Monotonic, Logs: w.logs, Storm: newCollector().storm,
+		Clock: sys.Monotonic, Logs: w.logs, Storm: w.collector.storm,
 	})
 	w.apply(first)
 	w.large = first.large
@@ -222,7 +225,7 @@ func (w *worker) prepare(fd int) (*prepared, error) {
 
 // apply puts a generation in force. On the loop's thread.
 func (w *worker) apply(p *prepared) {
-	debug.SetMemoryLimit(int64(p.snapshot.Limits.Memory))
+	w.collector.allow(p.snapshot.Limits.Memory)
 	w.proxy.Apply(p.snapshot)
 	w.pin(p.pin)
 	w.mu.Lock()
