@@ -149,7 +149,11 @@ func (p *Proxy) renewAccepts() {
 // first one of each listener counts only once it has brought one, so that a
 // busy listener leaves others theirs.
 func (p *Proxy) mayAccept(armed int) bool {
-	if p.acceptPaused || p.pressed(emergencyShare) {
+	if p.acceptPaused {
+		return false
+	}
+	if p.pressed(emergencyShare) {
+		p.lacking = true
 		return false
 	}
 	if armed == 0 {
@@ -164,7 +168,7 @@ func (p *Proxy) armAccepts() {
 	if p.snap == nil {
 		return
 	}
-	p.throttled = false
+	p.throttled, p.lacking = false, false
 	for i := range acceptsMax {
 		for _, l := range p.listeners {
 			if l == nil || l.leaving >= leavingNow || l.ops[i].InFlight() || l.shared && p.sharedPaused {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloud-cup/cloud-cup/loop"
+	"github.com/cloud-cup/cloud-cup/proxy"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -164,5 +166,39 @@ func TestSharedListener(t *testing.T) {
 		// From the 43rd on it rests after each turn of at most 16.
 		require.Greater(t, time.Since(begun), 200*time.Millisecond)
 		require.EqualValues(t, clients, r.rows.Load.Clients.Load())
+	})
+}
+
+// Accepting pauses while memory is nearly used up, and goes on as soon as it is
+// there again.
+func TestAcceptPausesForMemory(t *testing.T) {
+	each(t, func(t *testing.T, engine string) {
+		r := start(t, engine, to("127.0.0.1:1"), func(s *proxy.Snapshot) { s.Limits.Memory = 16 << 20 })
+		var lent []*loop.Buffer
+		r.onLoop(func() {
+			r.proxy.StopTicking() // it would do the same, later
+			for r.pool.Lent() <= r.pool.Limit()/100*95 {
+				lent = append(lent, r.pool.Get(loop.ClassHead))
+			}
+		})
+		const clients = 100
+		for range clients {
+			conn, err := net.Dial("tcp", r.addr)
+			require.NoError(t, err)
+			defer conn.Close()
+		}
+		accepted := uint64(0)
+		require.Eventually(t, func() bool { // those that were asked for before
+			before := accepted
+			accepted = r.counted().Accepted
+			return accepted > 0 && accepted == before
+		}, patience, 50*time.Millisecond)
+		require.Less(t, accepted, uint64(clients))
+		r.onLoop(func() {
+			for _, b := range lent {
+				b.Release()
+			}
+		})
+		require.Eventually(t, func() bool { return r.counted().Accepted == clients }, patience, time.Millisecond)
 	})
 }

@@ -16,7 +16,6 @@ func (p *Proxy) Turn(wait time.Duration) error {
 		return err
 	}
 	p.turn()
-	p.shake()
 	return nil
 }
 
@@ -77,6 +76,12 @@ func (p *Proxy) Dump() string {
 		}
 	}
 	return b.String()
+}
+
+// StopTicking puts an end to the housekeeping. On the loop.
+func (p *Proxy) StopTicking() {
+	p.ticking = true
+	p.wheel.Stop(&p.tick)
 }
 
 // OnStorm has f told of storms, as Config.Storm is. On the loop.

@@ -82,6 +82,7 @@ type Proxy struct {
 	renewTimer   loop.Timer
 	renewed      int  // times that accepts were submitted anew since RenewAccepts
 	throttled    bool // an accept rests for want of room
+	lacking      bool // one rests for want of memory
 
 	draining    bool
 	cutAt       int64 // the drain's deadline
@@ -272,7 +273,6 @@ func (p *Proxy) Run() (cut int, err error) {
 			return cut, err
 		}
 		p.turn()
-		p.shake()
 	}
 }
 
@@ -305,6 +305,10 @@ func (p *Proxy) turn() {
 	p.wheel.Advance(p.now, p.fireTimer)
 	p.mailbox.Run()
 	p.settle()
+	p.shake()
+	if p.lacking && !p.pressed(emergencyShare) {
+		p.armAccepts()
+	}
 }
 
 // drained reports whether nothing is left to do.
@@ -410,9 +414,6 @@ func (p *Proxy) maintain() {
 		p.pool.Trim(hotBytes)
 	} else {
 		p.pool.Trim(0) // nothing moves: nothing needs to be in cache
-	}
-	if p.throttled {
-		p.armAccepts()
 	}
 	if p.ticking {
 		p.wheel.Schedule(&p.tick, p.now+tickTime)
