@@ -211,7 +211,7 @@ var explanations = [reasonCount]Explanation{
 	ReasonMemory: {
 		"limits.memory is used up",
 		"The worker had lent nearly all of limits.memory to connections. It stopped accepting for a while and ended the connections that had waited longest.",
-		[]string{"many clients that read slowly", "many large uploads to slow backends at once", "a limit that is too small for this number of connections"},
+		[]string{"many clients that read slowly", "many large uploads to slow backends at once", "TLS handshakes that were begun by a long message and not gone on with", "a limit that is too small for this number of connections"},
 		[]string{"cupctl workers shows the memory lent by each worker", "raise limits.memory, or lower limits.connections"},
 	},
 	ReasonDraining: {

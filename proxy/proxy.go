@@ -50,21 +50,22 @@ type Proxy struct {
 	snaps    []*Snapshot      // that are held, the oldest first, snap the last
 	backends map[int]*backend // by row, those that snap names
 
-	clientTable  loop.Table[client] // by index
-	streamTable  loop.Table[stream] // by index without streamIndex
-	clientsMade  int                // in clientTable
-	streamsMade  int                // in streamTable
-	dirty        []*conn
-	starved      []*conn       // waiting for memory: looked at with the next tick
-	shaking      []*session    // handshakes that can go on
-	shakingBytes int           // that handshakes under way have consumed
-	storm        func(bool)    // Config.Storm
-	stormTimer   loop.Timer    // armed in a storm
-	stormy       bool          // many handshakes waited since stormTimer was armed
-	helpers      chan struct{} // holds one for each job on another thread
-	plain        []byte        // what is put together for one record
-	clients      int           // client connections open
-	streams      int           // backend connections open
+	clientTable loop.Table[client] // by index
+	streamTable loop.Table[stream] // by index without streamIndex
+	clientsMade int                // in clientTable
+	streamsMade int                // in streamTable
+	dirty       []*conn
+	starved     []*conn       // waiting for memory: looked at with the next tick
+	shaking     []*session    // handshakes that can go on
+	long        []*session    // handshakes under way that have consumed more than handshakeBytes, in that order
+	longBytes   int           // that these have consumed
+	storm       func(bool)    // Config.Storm
+	stormTimer  loop.Timer    // armed in a storm
+	stormy      bool          // many handshakes waited since stormTimer was armed
+	helpers     chan struct{} // holds one for each job on another thread
+	plain       []byte        // what is put together for one record
+	clients     int           // client connections open
+	streams     int           // backend connections open
 
 	freeClients   []*client
 	freeStreams   *stream

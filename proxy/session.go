@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"slices"
 	"syscall"
 	"time"
 
@@ -64,11 +65,12 @@ const repliesHeld = 2 * loop.BodyBytes
 
 // crypto/tls keeps what came of a handshake's messages, up to 64 KiB of a client's
 // first one and 256 KiB of a chain of certificates, on the heap, where the memory
-// limit does not reach. When the handshakes under way, with clients and with
-// backends, have consumed more than that part of the limit together, one that
-// consumes more and has then more than handshakeBytes fails. Those up to
-// handshakeBytes never do: they are bounded by the number of connections alone.
-// Clients' first messages have 300 bytes to 2 KiB, chains seldom more than 8 KiB.
+// limit does not reach. When the long handshakes under way, with clients and with
+// backends, which have consumed more than handshakeBytes, have more than that part
+// of the limit together, the one that has been long for longest fails: one that
+// goes on takes a few round trips. Those up to handshakeBytes never fail for it:
+// they are bounded by the number of connections alone. Clients' first messages
+// have 300 bytes to 2 KiB, chains seldom more than 8 KiB.
 const (
 	handshakeShare = 8
 	handshakeBytes = 8 << 10
@@ -142,17 +144,32 @@ func (s *session) Consume(n int) {
 	if s.up {
 		return
 	}
+	before := s.taken
 	s.taken += n
+	if s.taken <= handshakeBytes {
+		return
+	}
 	p := s.c.p
-	p.shakingBytes += n
-	if s.taken > handshakeBytes && p.shakingBytes > p.pool.Limit()/handshakeShare {
-		s.short = true
+	if before <= handshakeBytes {
+		p.long = append(p.long, s)
+		n = s.taken
+	}
+	for p.longBytes += n; p.longBytes > p.pool.Limit()/handshakeShare; {
+		oldest := p.long[0]
+		oldest.short = true
+		oldest.forgetTaken()
+		oldest.queue()
 	}
 }
 
-// forgetTaken is told that what the handshake has consumed is garbage.
+// forgetTaken is told that what the handshake has consumed is garbage, or soon
+// will be.
 func (s *session) forgetTaken() {
-	s.c.p.shakingBytes -= s.taken
+	if p := s.c.p; s.taken > handshakeBytes {
+		p.longBytes -= s.taken
+		at := slices.Index(p.long, s)
+		p.long = slices.Delete(p.long, at, at+1)
+	}
 	s.taken = 0
 }
 
@@ -256,13 +273,12 @@ func (p *Proxy) shake() {
 	done := 0
 	for done < len(p.shaking) && (done == 0 || time.Since(began) < shakeTime) {
 		s := p.shaking[done]
-		p.shaking[done] = nil
 		done++
 		s.queued = false
 		s.shake()
 		p.settle()
 	}
-	p.shaking = p.shaking[:copy(p.shaking, p.shaking[done:])]
+	p.shaking = slices.Delete(p.shaking, 0, done)
 	if len(p.shaking) > stormQueue && p.storm != nil {
 		p.stormy = true
 		if !p.stormTimer.Scheduled() {
@@ -335,7 +351,7 @@ func (s *session) refuse(err error) {
 	c := s.c
 	s.closed = true
 	gone := errors.Is(err, tlsconn.ErrTruncated)
-	if gone && s.taken == 0 && c.isClient() {
+	if gone && s.taken == 0 && !s.short && c.isClient() {
 		// It has said nothing, which is no failure without TLS either.
 		s.leave()
 		c.owner().(*client).goodbye()

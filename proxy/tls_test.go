@@ -203,11 +203,9 @@ func TestTLSVanishingClients(t *testing.T) {
 	})
 }
 
-// What is kept of handshakes that do not end is bounded: the long ones fail,
-// with clients and with backends.
-func TestTLSLongHandshakes(t *testing.T) {
-	// One handshake message of 60,000 bytes, of which the last records are
-	// missing: types and lengths (RFC 8446 4 and 5.1), no content.
+// longHello is one handshake message of 60,000 bytes, of which the last records
+// are missing: types and lengths (RFC 8446 4 and 5.1), no content.
+func longHello() []byte {
 	const record = 16 << 10
 	long := []byte{22, 3, 1, record >> 8, 0, 1, 0, 60000 >> 8, 60000 & 0xff}
 	long = append(long, make([]byte, record-4)...)
@@ -215,6 +213,14 @@ func TestTLSLongHandshakes(t *testing.T) {
 		long = append(long, 22, 3, 1, record>>8, 0)
 		long = append(long, make([]byte, record)...)
 	}
+	return long
+}
+
+// What is kept of handshakes that do not end is bounded: the long ones fail, the
+// first of them first, so that one that goes on is completed, with clients and
+// with backends.
+func TestTLSLongHandshakes(t *testing.T) {
+	long := longHello()
 	each(t, func(t *testing.T, engine string) {
 		server, client := serverTLS(t)
 		chain := server.Certificates[0]
@@ -255,14 +261,21 @@ func TestTLSLongHandshakes(t *testing.T) {
 		require.Eventually(t, func() bool { return r.counted().HandshakesFailed > 0 }, patience, 10*time.Millisecond)
 		require.Less(t, int(r.counted().HandshakesFailed), 120)
 		ask("/", 200)
-		ask("/chain", 503)
 		require.Positive(t, r.counted().Reasons[message.ReasonMemory])
+		conns[119].SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		_, err := conns[0].Read(make([]byte, 1))
+		require.Equal(t, io.EOF, err)
+		_, err = conns[119].Read(make([]byte, 1))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		failed := r.counted().HandshakesFailed
+		ask("/chain", 200)
+		require.Greater(t, r.counted().HandshakesFailed, failed, "it takes the place of others")
 		for _, conn := range conns {
 			conn.Close()
 		}
 		require.Eventually(t, func() bool { return r.counted().Connections == 0 }, patience, 10*time.Millisecond)
 
-		failed := r.counted().HandshakesFailed
+		failed = r.counted().HandshakesFailed
 		for _, conn := range begin(60) { // what the others held is given back
 			defer conn.Close()
 		}
