@@ -15,7 +15,8 @@ type Changes struct {
 	Changed int `json:"routes_changed"`
 	// Routes are the first of them, each behind "+", "-" or "~".
 	Routes []string `json:"routes"`
-	// Settings are the keys of the top level that changed. Where routes take
+	// Settings are the keys of the top level that changed, and "certificates"
+	// if the content of files did that are named somewhere. Where routes take
 	// a value from there, they count as changed, too.
 	Settings []string `json:"settings"`
 }

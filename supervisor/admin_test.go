@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -360,6 +361,23 @@ func TestHealthOfAddresses(t *testing.T) {
 	}
 }
 
+// All that a change can be called is a key of the top level, but for the contents
+// of files.
+func TestSettingsAreKeys(t *testing.T) {
+	known := map[string]bool{"": true, "certificates": true}
+	for _, key := range config.Keys() {
+		first, _, _ := strings.Cut(key.Name, ".")
+		known[first] = true
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[config.Config]()) {
+		key, other := settingOf[field.Name]
+		if !other {
+			key = strings.ToLower(field.Name)
+		}
+		require.True(t, known[key] || field.Anonymous, field.Name)
+	}
+}
+
 func TestChanges(t *testing.T) {
 	parsed := func(text string) *config.Config {
 		c, err := config.Parse("x.json", []byte(text), t.TempDir())
@@ -375,6 +393,31 @@ func TestChanges(t *testing.T) {
 		Added: 1, Removed: 1, Changed: 1, Routes: []string{"+ /new", "~ *", "- /old"}, Settings: []string{"limits"},
 	}, c)
 	require.Equal(t, "limits, + /new, ~ *, - /old", summary(c))
+
+	// What changed is called as in the file.
+	for text, want := range map[string]string{
+		`"root": ":80"`: "nothing",
+		`"root": ":81"`: "root",
+		`"root": {"address": ":80", "redirect": "https"}`:                                      "root",
+		`"root": ":80", "access_log": {"file": "a.log"}`:                                       "access_log, ~ *, ~ /old",
+		`"root": ":80", "trusted_proxies": ["10.0.0.0/8", "unix:"]`:                            "trusted_proxies, ~ *, ~ /old",
+		`"root": ":80", "request_id": false, "host_header": "backend", "forwarded": "rfc7239"`: "forwarded, host_header, request_id, ~ *, ~ /old",
+		`"root": ":80", "pin": true, "workers": 3, "timeouts": {"drain": "7s"}`:                "workers, pin, timeouts, ~ *, ~ /old",
+	} {
+		to := parsed(`{` + text + `, "routes": {"*": {"backends": [{"host": "b:1"}]}, "/old": {"backends": [{"host": "b:1"}]}}}`)
+		require.Equal(t, want, summary(changesBetween(a, to)), text)
+	}
+	at := parsed(`{"root": ":80", "access_log": {"file": "/a.log"}, "routes": {"*": {"backends": [{"host": "b:1"}]}}}`)
+	below := parsed(`{"root": ":80",
+		"access_log": {"file": "/a.log"}, "routes": {"*": {"backends": [{"host": "b:1"}]}}}`)
+	require.Equal(t, "nothing", summary(changesBetween(at, below)))
+	ssl := *a
+	ssl.SSL = &config.SSL{MinVersion: config.SSLVersion13}
+	ssl.Policies = []config.Policy{{SSL: ssl.SSL}}
+	require.Equal(t, "ssl", summary(changesBetween(a, &ssl)))
+	renewed := *a
+	renewed.Files = config.Files{"a.pem": []byte("new")}
+	require.Equal(t, "certificates", summary(changesBetween(a, &renewed)))
 
 	var many []string
 	for i := range 50 {

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/cloud-cup/cloud-cup/config"
@@ -39,14 +40,50 @@ func changesBetween(from, to *config.Config) *control.Changes {
 			note("-", pattern, &c.Removed)
 		}
 	}
-	a, b := reflect.ValueOf(*from), reflect.ValueOf(*to)
-	for i := range a.NumField() {
-		name := a.Type().Field(i).Name
-		if name != "Routes" && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			c.Settings = append(c.Settings, strings.ToLower(name))
-		}
+	c.Settings = append(c.Settings, settingsBetween(reflect.ValueOf(*from), reflect.ValueOf(*to))...)
+	if !slices.Contains(c.Settings, "root") && !reflect.DeepEqual(ownPolicies(from), ownPolicies(to)) {
+		c.Settings = append(c.Settings, "root")
 	}
 	return c
+}
+
+// ownPolicies are what addresses say themselves of what is spoken there.
+func ownPolicies(c *config.Config) []config.Policy {
+	list := slices.Clone(c.Policies)
+	for i := range list {
+		if list[i].SSL == c.SSL {
+			list[i].SSL = nil
+		}
+	}
+	return list
+}
+
+// settingOf is what control.Changes calls the fields of config.Config that have
+// other names there. Those without one follow from others, or are compared by
+// changesBetween.
+var settingOf = map[string]string{
+	"Routes": "", "Policies": "", "LogFiles": "",
+	"AccessLog": "access_log", "TrustedProxies": "trusted_proxies", "TrustedUnix": "trusted_proxies",
+	"HostHeader": "host_header", "RequestID": "request_id", "Files": "certificates",
+}
+
+// settingsBetween are the keys of the fields in which two structs differ.
+func settingsBetween(from, to reflect.Value) (keys []string) {
+	for i := range from.NumField() {
+		field := from.Type().Field(i)
+		key, other := settingOf[field.Name]
+		switch {
+		case field.Anonymous:
+			keys = append(keys, settingsBetween(from.Field(i), to.Field(i))...)
+			continue
+		case !other:
+			key = strings.ToLower(field.Name)
+		}
+		if key != "" && !slices.Contains(keys, key) && !reflect.DeepEqual(from.Field(i).Interface(), to.Field(i).Interface()) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // summary is c in one line, for the log.
