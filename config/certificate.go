@@ -65,7 +65,7 @@ func (d *decoder) pair(v *hujson.Value, p pairPlaces, pair KeyPair) *x509.Certif
 		case strings.Contains(text, "match"):
 			d.at(atKey.StartOffset, matching(certificate, key), "the private key does not belong to the certificate")
 		case strings.Contains(text, "private key"):
-			d.at(atKey.StartOffset, "", "%s", text)
+			d.at(atKey.StartOffset, "a key is RSA, ECDSA or Ed25519", "%s", text)
 		default:
 			d.at(atCertificate.StartOffset, "", "%s", text)
 		}

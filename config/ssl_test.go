@@ -92,7 +92,7 @@ func TestSSLMistakes(t *testing.T) {
 		}, []string{atCertificate + "x509: malformed certificate"}},
 		"garbage key": {func(t *testing.T, _, _, key string) {
 			writePEM(t, key, "PRIVATE KEY", []byte("garbage"))
-		}, []string{atKey + "failed to parse private key"}},
+		}, []string{atKey + "failed to parse private key; a key is RSA, ECDSA or Ed25519"}},
 		"encrypted": {func(t *testing.T, _, _, key string) {
 			writePEM(t, key, "ENCRYPTED PRIVATE KEY", []byte("secret"))
 		}, []string{atKey + "DIR/ssl_key/private.key holds an encrypted key, and there is nobody to ask for the password"}},

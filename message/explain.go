@@ -84,8 +84,9 @@ var explanations = [reasonCount]Explanation{
 	ReasonMisdirected: {
 		"another host's connection",
 		"A request named a host that has another certificate than the one of its connection's handshake. It was answered by 421, on which browsers open a connection of their own.",
-		[]string{"a client that uses one connection for several hosts", "a client that asks for one name by TLS (SNI) and for another by HTTP"},
-		[]string{"nothing, for browsers", "let one certificate be for both names"},
+		[]string{"a client that uses one connection for several hosts", "a client that asks for one name by TLS (SNI) and for another by HTTP",
+			"a client that asks for no name by TLS, such as a health check by address: it gets the first certificate"},
+		[]string{"nothing, for browsers", "let one certificate be for both names", "curl --resolve NAME:PORT:ADDRESS https://NAME:PORT/ asks for the same name by both"},
 	},
 	ReasonRedirect: {
 		"sent on to https",
