@@ -196,10 +196,14 @@ func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("../examples/*.json")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
+	dir := t.TempDir()
+	writePair(t, dir, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	require.NoError(t, os.Rename(filepath.Join(dir, "ssl_key/certificate.crt"), filepath.Join(dir, "cert.pem")))
+	require.NoError(t, os.Rename(filepath.Join(dir, "ssl_key/private.key"), filepath.Join(dir, "key.pem")))
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
-		c, err := Parse(file, text, "/etc/cup")
+		c, err := Parse(file, text, dir)
 		require.NoError(t, err)
 		if filepath.Base(file) != "complete.json" {
 			continue
