@@ -233,14 +233,7 @@ func TestUnusableFileHoldsUpNoOther(t *testing.T) {
 	require.Equal(t, 2, n.log.count(refusedText), "told once of each")
 	_, err := n.Reload()
 	require.ErrorContains(t, err, "no such file", "what is asked for is done, or nothing is")
-	handed := n.generation().handed()
-	text, err := json.Marshal(&handed)
-	require.NoError(t, err)
-	handed = handedConfig{}
-	require.NoError(t, json.Unmarshal(text, &handed))
-	next, err := handed.generation()
-	require.NoError(t, err)
-	require.Equal(t, n.generation().cfg, next.cfg)
+	n.handsOver(t, func(*handedConfig) {})
 	slot := 0
 	pid := n.pids()[slot]
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
@@ -256,6 +249,22 @@ func TestUnusableFileHoldsUpNoOther(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, n.Status().Refused)
 	require.Equal(t, []int{400, 300}, days())
+	n.handsOver(t, func(c *handedConfig) { c.Files = nil }) // as a version before does
+}
+
+// handsOver checks that another master goes by the same configuration, after edit
+// of what it is told.
+func (n *renewal) handsOver(t *testing.T, edit func(*handedConfig)) {
+	t.Helper()
+	handed := n.generation().handed()
+	text, err := json.Marshal(&handed)
+	require.NoError(t, err)
+	handed = handedConfig{}
+	require.NoError(t, json.Unmarshal(text, &handed))
+	edit(&handed)
+	next, err := handed.generation()
+	require.NoError(t, err)
+	require.Equal(t, n.generation().cfg, next.cfg)
 }
 
 // A file that is written to again and again holds up others for a time only.
