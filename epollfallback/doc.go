@@ -8,9 +8,10 @@
 // end of the stream makes its edge only once, so after EPOLLRDHUP, EPOLLHUP or
 // EPOLLERR only EAGAIN counts.
 //
-// Sends are tried by Submit itself, and their results delivered by Poll. A
-// receive takes its buffer when data is there, and Poll delivers it before it
-// receives for the next descriptor, so that the buffer it gives back is still
-// in the cache. Each descriptor gets one receive per turn: no peer can hold up
-// the others.
+// A receive takes its buffer when data is there. Poll makes the receives of all
+// descriptors that are ready, delivers them, and then makes the sends that came
+// of it. Where there are many bytes it does so for each descriptor: the buffer
+// that one gives back is still in the cache when the next one asks for it, and
+// Submit itself tries their sends. Each descriptor gets one receive per turn: no
+// peer can hold up the others.
 package epollfallback

@@ -21,6 +21,14 @@ const (
 	// 1000 connections cost 3 % more CPU.
 	eventsMax = 64
 
+	// batchBytes is how much is received before the results are delivered, and
+	// the least that a Send sends at once. Below, a turn makes all its receives,
+	// then delivers them, then makes the sends that came of it: the same code,
+	// the kernel's and ours, runs again while it is in the cache, which spares 5
+	// to 8 % of the CPU of small requests. More bytes than that are in the cache
+	// themselves, and leave it before others come.
+	batchBytes = 16 << 10
+
 	// roundsMax bounds how often one Poll delivers what the submissions made
 	// from deliver finished at once, which spares a wait; the rest is
 	// delivered by the next Poll.
@@ -48,6 +56,7 @@ type desc struct {
 	hangup   bool       // the peer's end, or an error, was seen: edges for it are spent
 	urgent   bool       // urgent data came: splice(2) stops at it, a receive ends before it and then steps over it (tcp(7))
 	queued   bool       // in engine.ready
+	delayed  bool       // in engine.delayed
 	starved  bool       // in engine.starved
 	recvSize loop.Class // of recv
 
@@ -69,6 +78,8 @@ type engine struct {
 	results queue[*loop.Op] // known and cancelled ones
 	ready   []*desc         // to be served by the next turn
 	serving []*desc         // the ready of this turn
+	delayed []*desc         // whose send waits for the other results of the turn
+	brought int             // bytes received whose results are not delivered
 	address sys.Sockaddr    // scratch
 
 	starved [classes]queue[*desc] // receives that wait for a buffer, by class
@@ -295,7 +306,11 @@ func (e *engine) Submit(op *loop.Op) {
 	e.begin(op, d)
 	switch {
 	case op.Code == loop.Send:
-		if d.writable {
+		switch {
+		case !d.writable:
+		case e.polling && op.Pipe == nil && length(op.Vecs) < batchBytes:
+			e.delay(d)
+		default:
 			e.trySend(d)
 		}
 	case d.readable:
@@ -322,6 +337,9 @@ func (e *engine) known(op *loop.Op, n int, errno syscall.Errno) {
 }
 
 func (e *engine) Cancel(op *loop.Op) {
+	if op.Engine == opKnown {
+		op.More = false // its result ends a series
+	}
 	if op.Engine != opWaiting {
 		return
 	}
@@ -385,19 +403,44 @@ func (e *engine) Poll(wait time.Duration, deliver func(*loop.Op)) error {
 	for _, d := range e.serving {
 		d.queued = false
 		e.serve(d)
-		// A send that came of it is done and gives its buffer back, still in
-		// the cache, before the next receive asks for one.
-		e.finishKnown()
+		if e.brought >= batchBytes {
+			e.finishKnown()
+			e.sendDelayed()
+			// Sends that are done give their buffers back, still in the cache,
+			// before the next receive asks for one.
+			e.finishKnown()
+		}
 	}
-	for round := 0; round < roundsMax && e.results.len() > 0; round++ {
+	for round := 0; round < roundsMax && e.results.len()+len(e.delayed) > 0; round++ {
 		e.finishKnown()
+		e.sendDelayed()
 	}
 	e.polling, e.deliver = false, nil
 	return nil
 }
 
+// delay has the send of d made by sendDelayed.
+func (e *engine) delay(d *desc) {
+	if !d.delayed {
+		d.delayed = true
+		e.delayed = append(e.delayed, d)
+	}
+}
+
+// sendDelayed makes the sends that waited for the results before them.
+func (e *engine) sendDelayed() {
+	for _, d := range e.delayed {
+		d.delayed = false
+		if d.writable && d.send != nil && d.send.Engine == opWaiting {
+			e.trySend(d)
+		}
+	}
+	e.delayed = e.delayed[:0]
+}
+
 // finishKnown delivers the results that are known now.
 func (e *engine) finishKnown() {
+	e.brought = 0
 	for range e.results.len() {
 		e.finish(e.results.pop())
 	}
@@ -406,7 +449,7 @@ func (e *engine) finishKnown() {
 // wait collects events: at most for the given time, and not sleeping if there
 // is something to do.
 func (e *engine) wait(d time.Duration) (int, syscall.Errno) {
-	if d == 0 || e.results.len() > 0 || len(e.ready) > 0 || e.canFeed() {
+	if d == 0 || e.results.len() > 0 || len(e.ready) > 0 || len(e.delayed) > 0 || e.canFeed() {
 		e.stats.Calls++
 		n, errno := sys.EpollWait(e.epfd, e.events, 0)
 		if errno == syscall.EINTR {
@@ -509,14 +552,22 @@ func (e *engine) serve(d *desc) {
 	}
 }
 
-// finish delivers the only or last result of op.
+// finish delivers a result of op.
 func (e *engine) finish(op *loop.Op) {
 	if op.Engine == opCancelled {
 		op.N, op.Err, op.More, op.Buf = 0, syscall.ECANCELED, false, nil
 	}
+	e.stats.Results++
+	if op.More {
+		op.Engine = opWaiting
+		if d := e.descs.At(int(op.FD)); d.readable {
+			e.queue(d)
+		}
+		e.deliver(op)
+		return
+	}
 	op.Engine = opFree
 	e.stats.InFlight--
-	e.stats.Results++
 	if op.FD >= 0 { // else a connect without a socket
 		d := e.descs.At(int(op.FD))
 		d.busy--

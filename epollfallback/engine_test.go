@@ -86,6 +86,59 @@ func TestCallsPerExchange(t *testing.T) {
 	e.CloseFD(fd)
 }
 
+// A turn makes all its receives, delivers them, and then makes the sends that
+// come of it, but for large ones, which Submit makes.
+func TestTurn(t *testing.T) {
+	e, fd, peer := opened(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.NoError(t, e.Attach(int32(pair[0])))
+	fds, peers := []int32{fd, int32(pair[0])}, []int{int(peer), pair[1]}
+	for _, size := range []int{batchBytes - 1, batchBytes} {
+		var recvs, sends [2]loop.Op
+		for i := range fds {
+			recvs[i] = loop.Op{Code: loop.Recv, FD: fds[i], Size: loop.ClassHead, User: loop.Token{Index: uint32(i)}}
+			sends[i] = loop.Op{Code: loop.Send, FD: fds[i], Msg: &loop.Msg{Vecs: [][]byte{make([]byte, size)}}}
+			e.Submit(&recvs[i])
+			_, err := unix.Write(peers[i], []byte("request"))
+			require.NoError(t, err)
+		}
+		received, sent, early := 0, 0, 0
+		deliver := func(op *loop.Op) {
+			if op.Code == loop.Send {
+				sent++
+				require.Equal(t, size, op.N)
+				return
+			}
+			op.Buf.Release()
+			received++
+			e.Submit(&sends[op.User.Index])
+			for _, p := range peers {
+				if left, err := unix.IoctlGetInt(p, unix.SIOCINQ); err != nil || left > 0 {
+					early++
+				}
+			}
+		}
+		for received < len(fds) || sent < len(fds) {
+			require.NoError(t, e.Poll(time.Second, deliver))
+		}
+		if size < batchBytes {
+			require.Zero(t, early)
+		} else {
+			require.Equal(t, 1+2, early)
+		}
+		for _, p := range peers {
+			n, err := unix.Read(p, make([]byte, size))
+			require.NoError(t, err)
+			require.Equal(t, size, n)
+		}
+	}
+	for i := range fds {
+		e.CloseFD(fds[i])
+	}
+	require.NoError(t, unix.Close(pair[1]))
+}
+
 // BenchmarkPingPong measures a request and its answer with one wait, and the
 // peer's two calls.
 func BenchmarkPingPong(b *testing.B) {

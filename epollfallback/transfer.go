@@ -91,6 +91,15 @@ func (e *engine) finishAccept(d *desc, n int, errno syscall.Errno) {
 	e.finish(op)
 }
 
+// length is the number of bytes in vecs.
+func length(vecs [][]byte) int {
+	n := 0
+	for _, v := range vecs {
+		n += len(v)
+	}
+	return n
+}
+
 // trySend makes the send of d, which is believed to have room.
 func (e *engine) trySend(d *desc) {
 	op := d.send
@@ -98,10 +107,7 @@ func (e *engine) trySend(d *desc) {
 		e.trySendPipe(d)
 		return
 	}
-	total := 0
-	for _, v := range op.Vecs {
-		total += len(v)
-	}
+	total := length(op.Vecs)
 	if total == 0 {
 		e.known(op, 0, 0)
 		return
@@ -140,8 +146,8 @@ func (e *engine) trySendPipe(d *desc) {
 	e.known(d.send, n, errno)
 }
 
-// tryRecv makes one receive of d, which is believed to have data, and delivers
-// it. Without a buffer the receive joins those that starve.
+// tryRecv makes one receive of d, which is believed to have data. Without a
+// buffer it joins those that starve.
 func (e *engine) tryRecv(d *desc) {
 	if d.urgent && d.recvSize == loop.ClassPipe {
 		d.recvSize = loop.ClassBody
@@ -160,7 +166,7 @@ func (e *engine) tryRecv(d *desc) {
 	e.recvInto(d, buf)
 }
 
-// recvInto receives into buf and delivers it, or gives it back.
+// recvInto receives into buf, or gives it back.
 func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 	op := d.recv
 	e.stats.Calls++
@@ -185,28 +191,21 @@ func (e *engine) recvInto(d *desc, buf *loop.Buffer) {
 			d.readable = false
 			return
 		}
-		op.N, op.Err, op.More, op.Buf = 0, errno, false, nil
-		e.finish(op)
+		op.More, op.Buf = false, nil
+		e.known(op, 0, errno)
 		return
 	}
 	// A pipe may take less than there is, and a receive ends before urgent data.
 	if n < len(buf.Bytes()) && !d.hangup && !d.urgent {
 		d.readable = false
 	}
-	op.N, op.Err, op.More, op.Buf = n, 0, false, buf
+	e.brought += n
+	op.More, op.Buf = false, buf
 	if op.Code == loop.RecvMulti {
 		d.multi += int32(n)
 		op.More = d.multi < loop.MultiBytes
 	}
-	if !op.More {
-		e.finish(op)
-		return
-	}
-	if d.readable {
-		e.queue(d)
-	}
-	e.stats.Results++
-	e.deliver(op)
+	e.known(op, n, 0)
 }
 
 // canFeed reports whether a starved receive may get a buffer.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -97,6 +98,42 @@ func testRecvCancel(r *rig) {
 		got += len(k.data)
 	}
 	r.close(fd)
+	r.cancelEachOther()
+}
+
+// cancelEachOther cancels series whose results may be known already, from the
+// delivery of another one's.
+func (r *rig) cancelEachOther() {
+	const count, size = 8, 100
+	tasks, peers := make([]*task, count), make([]net.Conn, count)
+	for i := range tasks {
+		fd, peer := r.pair()
+		tasks[i], peers[i] = r.recvMulti(fd), peer
+		tasks[i].then = func(result) {
+			for _, k := range tasks {
+				r.Cancel(&k.Op)
+			}
+		}
+	}
+	require.NoError(r, r.Poll(0, r.deliver))
+	for _, peer := range peers {
+		write(r, peer, pattern(0, size))
+	}
+	r.until("the end of all series", func() bool {
+		return !slices.ContainsFunc(tasks, func(k *task) bool { return k.InFlight() })
+	})
+	for _, k := range tasks {
+		last := k.results[len(k.results)-1]
+		require.Contains(r, []result{{n: size}, {err: syscall.ECANCELED}}, last)
+		if len(k.data) == 0 { // the bytes are still there
+			rest := r.recv(k.FD)
+			require.Equal(r, size, r.result(rest).n)
+			k.data = rest.data
+		}
+		require.Len(r, k.data, size)
+		require.True(r, matches(k.data, 0))
+		r.close(k.FD)
+	}
 }
 
 func testRecvReset(r *rig) {
