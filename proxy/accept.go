@@ -27,7 +27,7 @@ type listener struct {
 	index  uint32 // in Proxy.listeners, where its place is used again
 	fd     int32
 	root   string // of the configuration: what Snapshot calls it
-	port   []byte // of the address, as text
+	port   []byte // of the address, as backends are told
 	shared bool   // other workers accept from it, too
 	told   told   // why TLS with a client failed
 	ops    [acceptsMax]loop.Op
@@ -67,7 +67,7 @@ func (p *Proxy) Listen(id uint32, fd int32, address, root string, shared bool) e
 		index = len(p.listeners)
 		p.listeners = append(p.listeners, nil)
 	}
-	l := &listener{id: id, index: uint32(index), fd: fd, root: root, port: portOf(address), shared: shared}
+	l := &listener{id: id, index: uint32(index), fd: fd, root: root, port: portLine(address), shared: shared}
 	for i := range l.ops {
 		l.msgs[i].Peer = &l.peers[i]
 		l.ops[i] = loop.Op{Code: loop.Accept, Tag: tagAccept, FD: fd, User: loop.Token{Index: l.index}, Msg: &l.msgs[i]}

@@ -263,12 +263,13 @@ func (c *client) cut() {
 
 func (c *client) wantSend() bool { return true }
 
-func (c *client) wrote(n int) {
+func (c *client) wrote(n int) bool {
 	c.p.counters.BytesOut += uint64(n)
 	c.unsent = 0
-	if c.x != nil && c.x.stream != nil {
+	if c.x != nil && c.x.stream != nil && c.x.stream.stopped() {
 		c.x.stream.mark() // there may be room for more of its response
 	}
+	return c.state == clientFlush
 }
 
 func (c *client) wantRecv() (loop.Code, loop.Class) {

@@ -49,8 +49,9 @@ type owner interface {
 	wantRecv() (loop.Code, loop.Class)
 	// wantSend reports whether queued bytes may be sent now.
 	wantSend() bool
-	// wrote is told of n bytes that the kernel has taken.
-	wrote(n int)
+	// wrote is told of n bytes that the kernel has taken. It reports whether
+	// the owner has waited for that.
+	wrote(n int) bool
 	// waitsFor tells which deadline runs now.
 	waitsFor() (wait, int64)
 	// timeout is called when the deadline has passed.
@@ -266,7 +267,6 @@ func (c *conn) dropPad() {
 // sent takes the result of c.send.
 func (c *conn) sent(op *loop.Op) {
 	n, errno := op.N, op.Err
-	clear(op.Vecs) // those of c.vecs that it took
 	op.Vecs, op.Pipe = nil, nil
 	if errno == 0 && c.tls != nil {
 		c.progress = true
@@ -280,12 +280,22 @@ func (c *conn) sent(op *loop.Op) {
 		if c.out.empty() {
 			c.dropPad()
 		}
-		c.owner().wrote(n)
+		o := c.owner()
+		if !o.wrote(n) && !c.closing && c.out.empty() && !c.stopped() {
+			// There is nothing to advance, and nothing to ask for.
+			c.setDeadline(o)
+			c.rest()
+			return
+		}
 	} else if !c.closing {
 		c.sendFault = fault(errno)
 	}
 	c.mark()
 }
+
+// stopped reports whether c may have to be settled when others have taken bytes:
+// unless all that came was consumed, and more is waited for.
+func (c *conn) stopped() bool { return !c.recv.InFlight() || !c.in.empty() || c.tls != nil }
 
 // setDeadline starts, keeps or ends the deadline. The timer itself is moved
 // only when it would fire too late, so that a request costs no timer work.
@@ -445,7 +455,10 @@ func (q *inQueue) lend(n int) (*loop.Buffer, []byte) {
 }
 
 func (q *inQueue) pop() {
-	n := copy(q.pieces, q.pieces[1:])
+	n := 0
+	if len(q.pieces) > 1 {
+		n = copy(q.pieces, q.pieces[1:])
+	}
 	q.pieces[n] = piece{}
 	q.pieces = q.pieces[:n]
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"strings"
 
@@ -72,22 +73,22 @@ func (x *exchange) appendForwarded(b []byte, trusted bool) []byte {
 		b = appendList(b, req, message.FieldXForwardedFor)
 	}
 	b = x.appendAddr(b)
-	b = append(b, '\r', '\n')
 	// A trusted proxy knows what the first client asked for.
-	if !trusted || req.Find(message.FieldXForwardedProto) == nil {
-		b = append(b, "X-Forwarded-Proto: "...)
-		b = append(b, c.scheme()...)
+	switch {
+	case trusted && req.Find(message.FieldXForwardedProto) != nil:
 		b = append(b, '\r', '\n')
+	case c.tls != nil:
+		b = append(b, "\r\nX-Forwarded-Proto: https\r\n"...)
+	default:
+		b = append(b, "\r\nX-Forwarded-Proto: http\r\n"...)
 	}
 	if host := req.Text(req.Host); len(host) > 0 && (!trusted || req.Find(message.FieldXForwardedHost) == nil) {
 		b = append(b, "X-Forwarded-Host: "...)
 		b = append(b, host...)
 		b = append(b, '\r', '\n')
 	}
-	if len(c.listener.port) > 0 && (!trusted || req.Find(message.FieldXForwardedPort) == nil) {
-		b = append(b, "X-Forwarded-Port: "...)
+	if !trusted || req.Find(message.FieldXForwardedPort) == nil {
 		b = append(b, c.listener.port...)
-		b = append(b, '\r', '\n')
 	}
 	return b
 }
@@ -148,17 +149,18 @@ func (x *exchange) appendAddr(b []byte) []byte {
 	return append(b, x.from...)
 }
 
-// portOf is the port of a listener's address, or empty for unix sockets.
-func portOf(address string) []byte {
+// portLine tells the port of a listener's address; it is empty for unix sockets.
+func portLine(address string) []byte {
 	if strings.HasPrefix(address, "unix:") {
 		return nil
 	}
-	return []byte(address[strings.LastIndexByte(address, ':')+1:])
+	return []byte("X-Forwarded-Port: " + address[strings.LastIndexByte(address, ':')+1:] + "\r\n")
 }
 
 // appendID appends a new request id: 128 random bits, in hexadecimal.
 func (p *Proxy) appendID(b []byte) []byte {
 	var id [16]byte
-	p.random.Read(id[:]) // cannot fail
+	binary.NativeEndian.PutUint64(id[:], p.random.Uint64())
+	binary.NativeEndian.PutUint64(id[8:], p.random.Uint64())
 	return hex.AppendEncode(b, id[:])
 }

@@ -13,7 +13,7 @@ import (
 // 6), and bare in X-Forwarded-For.
 func TestForwardedOfIPv6Clients(t *testing.T) {
 	var p http1.RequestParser
-	x := &exchange{client: &client{listener: &listener{port: portOf("[::1]:8080")}}, route: &routeState{spec: new(RouteSpec)}}
+	x := &exchange{client: &client{listener: &listener{port: portLine("[::1]:8080")}}, route: &routeState{spec: new(RouteSpec)}}
 	x.client.addr = netip.MustParseAddr("2001:db8::1").As16()
 	x.take(x.client)
 	_, err := p.Parse(&x.req, []byte("GET / HTTP/1.1\r\nHost: cup.test\r\n\r\n"), nil)
@@ -28,5 +28,5 @@ func TestForwardedOfIPv6Clients(t *testing.T) {
 	x.client.addr = netip.MustParseAddr("2001:db9::1").As16()
 	x.take(x.client)
 	require.False(t, x.trusted())
-	require.Empty(t, portOf("unix:/run/x:80"))
+	require.Empty(t, portLine("unix:/run/x:80"))
 }

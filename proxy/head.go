@@ -13,9 +13,9 @@ import (
 // framing is stated by us, and what the next hop should know is added. Runs of
 // lines that stay are copied at once, as they came.
 
-// via tells where a message came through, by the version that it came with
-// (RFC 9110 7.6.3).
-var via = [2]string{"Via: 1.0 cloud-cup\r\n", "Via: 1.1 cloud-cup\r\n"}
+// viaEnd is the end of a head: it tells where the message came through, by the
+// version that it came with (RFC 9110 7.6.3).
+var viaEnd = [2]string{"Via: 1.0 cloud-cup\r\n\r\n", "Via: 1.1 cloud-cup\r\n\r\n"}
 
 // requestHeadRoom is what a request's head grows by at most, its Host, the
 // route's own fields and forwarded ones aside.
@@ -41,11 +41,7 @@ func (x *exchange) writeRequestHead() message.Reason {
 	case !c.room(room):
 		return message.ReasonMemory
 	}
-	b := c.scratch()
-	b = append(b, req.Text(req.MethodName)...)
-	b = append(b, ' ')
-	b = x.appendTarget(b)
-	b = append(b, " HTTP/1.1\r\n"...)
+	b := x.appendRequestLine(c.scratch())
 	split := len(b)
 	if !r.spec.HostBackend {
 		b = append(b, "Host: "...)
@@ -82,8 +78,7 @@ func (x *exchange) writeRequestHead() message.Reason {
 		b = append(b, '\r', '\n')
 	}
 	b = append(b, r.request.lines...)
-	b = append(b, via[req.Minor]...)
-	b = append(b, '\r', '\n')
+	b = append(b, viaEnd[req.Minor]...)
 	x.head = b
 	if r.spec.HostBackend {
 		x.head, x.headRest = b[:split], b[split:]
@@ -135,19 +130,27 @@ func takeMaxForwards(req *message.Head) int64 {
 
 var maxForwards = []string{"max-forwards"}
 
-// appendTarget appends the target in the form that backends get.
-func (x *exchange) appendTarget(b []byte) []byte {
+// appendRequestLine appends the request line as backends get it.
+func (x *exchange) appendRequestLine(b []byte) []byte {
 	req := &x.req
 	prefix := len(x.route.spec.StripPrefix)
+	if prefix == 0 && req.Path.Off == req.Target.Off { // as it came, all at once
+		b = append(b, req.Bytes[:req.Target.Off+req.Target.Len]...)
+		return append(b, " HTTP/1.1\r\n"...)
+	}
+	b = append(b, req.Text(req.MethodName)...)
+	b = append(b, ' ')
 	if prefix == 0 {
-		return req.AppendTarget(b)
+		b = req.AppendTarget(b)
+	} else {
+		path := req.Text(req.Path)[prefix:]
+		if len(path) == 0 || path[0] != '/' {
+			b = append(b, '/')
+		}
+		b = append(b, path...)
+		b = append(b, req.Text(req.Query)...)
 	}
-	path := req.Text(req.Path)[prefix:]
-	if len(path) == 0 || path[0] != '/' {
-		b = append(b, '/')
-	}
-	b = append(b, path...)
-	return append(b, req.Text(req.Query)...)
+	return append(b, " HTTP/1.1\r\n"...)
 }
 
 // hasToken reports whether a list has an element that is the token, with or
@@ -200,7 +203,7 @@ func (x *exchange) writeResponseHead(resp *message.Head, toChunked bool) bool {
 	} else if x.minor == 0 {
 		b = append(b, "Connection: keep-alive\r\n"...)
 	}
-	c.write(append(b, via[resp.Minor]+"\r\n"...))
+	c.write(append(b, viaEnd[resp.Minor]...))
 	return true
 }
 
@@ -214,7 +217,8 @@ func (x *exchange) writeSwitchHead() bool {
 	b = appendFields(b, resp, nil, nil)
 	b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
 	b = append(b, resp.Text(resp.Find(message.FieldUpgrade).Value)...)
-	c.write(append(b, "\r\n"+via[resp.Minor]+"\r\n"...))
+	b = append(b, '\r', '\n')
+	c.write(append(b, viaEnd[resp.Minor]...))
 	return true
 }
 
@@ -226,7 +230,7 @@ func (x *exchange) interim() {
 	}
 	b := appendStatusLine(c.scratch(), resp)
 	b = appendFields(b, resp, nil, nil)
-	c.write(append(b, via[resp.Minor]+"\r\n"...))
+	c.write(append(b, viaEnd[resp.Minor]...))
 	c.mark()
 }
 

@@ -341,7 +341,6 @@ func (st *stream) release(requestDone bool) {
 	if !st.sending() {
 		st.settled()
 	}
-	st.mark()
 }
 
 // brokenOff reports whether the end of the backend's bytes may be none: if not
@@ -392,11 +391,12 @@ func brimful(op *loop.Op) bool {
 
 func (st *stream) wantSend() bool { return st.state != streamConnect }
 
-func (st *stream) wrote(n int) {
+func (st *stream) wrote(n int) bool {
 	st.written += int64(n)
-	if st.x != nil && !st.x.reqBody.done {
+	if st.x != nil && !st.x.reqBody.done && st.x.client.stopped() {
 		st.x.client.mark() // there may be room for more of its body
 	}
+	return st.state == streamSettle
 }
 
 func (st *stream) wantRecv() (loop.Code, loop.Class) {
