@@ -69,6 +69,16 @@ func (l *relay) sent(res result) {
 	}
 }
 
+// fill relays until the send waits, and leaves it there.
+func (l *relay) fill() {
+	for end, before := time.Now().Add(patience), -1; !l.send.InFlight() || len(l.send.results) != before; {
+		require.True(l.r, time.Now().Before(end), "waited in vain for the send to wait")
+		before = len(l.send.results)
+		l.r.pollFor(quiet)
+	}
+	l.send.then = nil
+}
+
 func (l *relay) done() bool { return l.left == 0 && l.buf == nil }
 
 // testPipe passes bytes on to a reader that is slow at first, and no more of
@@ -167,25 +177,15 @@ func testPipeCancel(r *rig) {
 		}
 	}()
 	l := r.relay(a, b, 1<<40)
-	r.until("the send to wait", func() bool {
-		r.pollFor(time.Millisecond)
-		return l.send.InFlight()
-	})
-	r.pollFor(quiet)
-	require.True(r, l.send.InFlight())
-	l.send.then = nil
+	l.fill()
 	r.Cancel(&l.send.Op)
 	r.Cancel(&l.send.Op)
 	require.Equal(r, syscall.ECANCELED, r.result(l.send).err)
 
 	// Shutting down ends what waits. The peer's kernel may have made some room.
-	for r.again(l.send); ; r.again(l.send) {
-		r.pollFor(quiet)
-		if l.send.InFlight() {
-			break
-		}
-		require.Zero(r, r.result(l.send).err)
-	}
+	l.send.then = l.sent
+	r.again(l.send)
+	l.fill()
 	require.Zero(r, r.Shutdown(b, unix.SHUT_RDWR))
 	require.Equal(r, syscall.EPIPE, r.result(l.send).err)
 	l.buf.Release() // with bytes in it
