@@ -169,7 +169,7 @@ func TestEventStopped(t *testing.T) {
 		freeze(t, pid)
 		begin := time.Now()
 		inHand := connectionsOf(t, c, pid, clients)
-		eventually(t, "another worker", func() bool { return runningWorkers(c) == 2 && c.status().Workers[0].PID != pid })
+		c.replaced(0, pid)
 		replaced := time.Since(begin)
 		l.renewed()
 		lost := len(l.errors())

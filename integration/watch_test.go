@@ -47,10 +47,8 @@ func serveAcrossReplacement(t *testing.T, c *cup, slot, pid int) {
 		require.NoError(t, w.ask("GET", fmt.Sprintf("/100/%d", i), ""))
 		waiting = append(waiting, w)
 	}
-	eventually(t, "another worker", func() bool {
-		w := c.status().Workers[slot]
-		return w.PID != pid && w.Restarts == 1
-	})
+	c.replaced(slot, pid)
+	require.EqualValues(t, 1, c.status().Workers[slot].Restarts)
 	for i, w := range waiting {
 		resp, err := w.response()
 		require.NoError(t, err)
