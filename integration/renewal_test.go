@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -58,12 +57,7 @@ func TestUnusableCertificateHoldsUpNoOther(t *testing.T) {
 		require.NotZero(t, code)
 		require.Contains(t, stderr, "cut or damaged")
 
-		pid := c.workers()[0]
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		eventually(t, "another worker", func() bool {
-			w := c.status().Workers[0]
-			return w.PID != pid && w.Restarts == 1 && w.State == "running"
-		})
+		c.kill(0)
 		served()
 		require.Equal(t, 1, strings.Count(c.log.text(), told))
 		c.upgrade()
