@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tailscale/hujson"
 )
@@ -249,8 +251,27 @@ func (d *decoder) backendTLS(v *hujson.Value, b *Backend) {
 func (d *decoder) authorities(v *hujson.Value, path string) {
 	defer d.refuse(len(d.found), path)
 	text := d.pem(v, path, "CERTIFICATE", "a certificate")
-	if text != nil && !x509.NewCertPool().AppendCertsFromPEM(text) {
+	if text == nil {
+		return
+	}
+	switch last := lastExpiry(text); {
+	case !x509.NewCertPool().AppendCertsFromPEM(text):
 		d.at(v.StartOffset, "", "%s does not hold a certificate that can be read", path)
+	case d.now.After(last) && !d.inUse(path, text):
+		d.at(v.StartOffset, "", "all certificates in %s have expired, the last on %s", path, last.Format(time.RFC3339))
+	}
+}
+
+// lastExpiry is until when one or another certificate in a text is valid.
+func lastExpiry(text []byte) (last time.Time) {
+	for {
+		var b *pem.Block
+		if b, text = pem.Decode(text); b == nil {
+			return last
+		}
+		if c, err := x509.ParseCertificate(b.Bytes); err == nil && c.NotAfter.After(last) {
+			last = c.NotAfter
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +152,33 @@ func TestReparseDoesNotMindExpiry(t *testing.T) {
 	require.ErrorContains(t, err, "the certificate expired on ")
 }
 
+// Authorities may have expired, but not all of a file.
+func TestExpiredAuthorities(t *testing.T) {
+	past, soon := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	text, dir := inSSL(t, `PAIR_A, "client": {"mode": "request", "ca_file": "ca.pem"}`)
+	ca := filepath.Join(dir, "ca.pem")
+	pem := func(until time.Time) []byte {
+		dir := t.TempDir()
+		writePair(t, dir, past.Add(-time.Hour), until)
+		text, err := os.ReadFile(filepath.Join(dir, "ssl_key", "certificate.crt"))
+		require.NoError(t, err)
+		return text
+	}
+	old, young := pem(past), pem(soon)
+	require.NoError(t, os.WriteFile(ca, slices.Concat(old, young), 0o600))
+	c, err := Parse("cup.json", []byte(text), dir)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(ca, slices.Concat(old, old), 0o600))
+	_, err = Parse("cup.json", []byte(text), dir)
+	require.ErrorContains(t, err, "all certificates in "+ca+" have expired, the last on "+past.UTC().Format(time.RFC3339))
+	require.ErrorContains(t, err, "ca_file")
+
+	c.Files[ca] = slices.Concat(old, old) // in use when they expired
+	_, refused, err := Renew("cup.json", []byte(text), dir, c.Files)
+	require.NoError(t, err)
+	require.Empty(t, refused)
+}
+
 func TestSSLForms(t *testing.T) {
 	for members, want := range map[string]string{
 		``:                                     "ssl has neither ssl_certificate",
@@ -255,6 +283,7 @@ func TestRenew(t *testing.T) {
 		"key of another":  {func() { spoil(in("a", "private.key"), string(before[in("a", "private.key")])) }, map[string]string{"a": "does not belong"}},
 		"expired":         {func() { writePair(t, filepath.Join(dir, "b"), past.Add(-time.Hour), past) }, map[string]string{"b": "expired on"}},
 		"not yet":         {func() { writePair(t, filepath.Join(dir, "b"), soon, soon.Add(time.Hour)) }, map[string]string{"b": "not valid before"}},
+		"old authorities": {func() { writePair(t, filepath.Join(dir, "ca"), past.Add(-time.Hour), past) }, map[string]string{"ca": "have expired"}},
 		"no authorities":  {func() { spoil(in("ca", "certificate.crt"), "") }, map[string]string{"ca": "does not hold a certificate"}},
 		"pair and others": {func() { spoil(in("ca", "certificate.crt"), ""); spoil(in("a", "private.key"), "") }, map[string]string{"a": "private key", "ca": "certificate"}},
 	} {
